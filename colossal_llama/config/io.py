@@ -1,0 +1,35 @@
+"""Reading and writing configuration files."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from colossal_llama.errors import UserError
+
+
+def read_yaml_mapping(path: Path) -> dict[str, Any]:
+    """The top-level mapping of a YAML file.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or holds something else than a mapping.
+    """
+    import yaml
+
+    if not path.is_file():
+        raise UserError(f"--config {path}: no such file")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise UserError(f"--config {path}: expected 'key: value' lines, found {type(content).__name__}")
+    return content
+
+
+def write_config(config: Any, path: Path) -> None:
+    """Write a config dataclass as JSON, which ``--config`` reads back (JSON is a subset of YAML)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,10 @@
+"""Names and numbers that several packages must agree on."""
+
+IGNORE_INDEX = -100
+"""Label of a position that carries no loss (the convention of torch.nn.CrossEntropyLoss and transformers)."""
+
+MANIFEST_FILE = "manifest.json"
+"""Describes a prepared dataset; lies beside its ``part-*`` folders."""
+
+PART_PREFIX = "part-"
+"""Prepared bins are folders ``part-00000``, ``part-00001``, ..."""
