@@ -1,0 +1,74 @@
+"""Loading a tokenizer from a local folder, with errors that name the flag."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from colossal_llama.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""A tokenizer folder holds at least one of these."""
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence transformers' loggers and Python warnings below the level of an error."""
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def check_tokenizer_folder(path: Path, flag: str) -> None:
+    """Refuse what cannot be a tokenizer folder before any library is asked.
+
+    Raises:
+        UserError: ``path`` is missing, is no folder, or holds none of :data:`TOKENIZER_FILES`.
+    """
+    if not path.exists():
+        raise UserError(f"{flag} {path}: no such folder; give a local Hugging Face tokenizer folder")
+    if not path.is_dir():
+        raise UserError(f"{flag} {path}: is a file; give the folder that holds the tokenizer's files")
+    if not any((path / name).is_file() for name in TOKENIZER_FILES):
+        raise UserError(f"{flag} {path}: no tokenizer here; expected one of {', '.join(TOKENIZER_FILES)}")
+
+
+def load_tokenizer(path: str | Path, flag: str) -> "PreTrainedTokenizerBase":
+    """Load the tokenizer of a local folder; the hub is never asked.
+
+    Args:
+        path: a Hugging Face tokenizer (or model) folder.
+        flag: the flag that named it, for error messages (``"--tokenizer_dir"``).
+
+    Returns:
+        The fast tokenizer where the folder has or allows one, otherwise the slow one.
+
+    Raises:
+        UserError: the folder is missing, holds no tokenizer files, or they cannot be read.
+    """
+    folder = Path(path)
+    check_tokenizer_folder(folder, flag)
+    from transformers import AutoTokenizer
+
+    with quiet_transformers():
+        try:
+            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except (
+            Exception
+        ) as error:  # the libraries raise a dozen types for a broken file, a bare Exception too
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(
+                f"{flag} {folder}: the tokenizer's files cannot be read ({reason}); copy the folder again"
+            ) from error
