@@ -65,9 +65,7 @@ def load_tokenizer(path: str | Path, flag: str) -> "PreTrainedTokenizerBase":
     with quiet_transformers():
         try:
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        except (
-            Exception
-        ) as error:  # the libraries raise a dozen types for a broken file, a bare Exception too
+        except Exception as error:  # a broken file gives a dozen types, bare Exception among them
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise UserError(
                 f"{flag} {folder}: the tokenizer's files cannot be read ({reason}); copy the folder again"
