@@ -1,0 +1,6 @@
+"""The plugins that ``--plugin`` selects; importing this package fills :data:`base.PLUGINS`."""
+
+from colossal_llama.plugins import ddp, gemini, hybrid, zero  # noqa: F401 (each registers itself)
+from colossal_llama.plugins.base import PLUGINS, ParallelLayout, PluginOptions, PluginSpec, build_options
+
+__all__ = ["PLUGINS", "ParallelLayout", "PluginOptions", "PluginSpec", "build_options"]

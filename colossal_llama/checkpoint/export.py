@@ -1,0 +1,26 @@
+"""Completing a folder of weights so that plain transformers opens it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def finish_export(folder: Path, tokenizer: Any, generation_config: Any, vocab_size: int) -> None:
+    """Put tokenizer (with its chat template) and generation configuration beside saved weights.
+
+    Args:
+        folder: ``modeling`` folder with weights and ``config.json``, on one rank.
+        tokenizer: saved into the folder.
+        generation_config: the model's, saved into the folder.
+        vocab_size: rows of the embeddings; written into ``config.json``.
+    """
+    tokenizer.save_pretrained(str(folder))
+    if generation_config is not None:
+        generation_config.save_pretrained(str(folder))
+    path = folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    # Training switched the cache off; whoever loads the model wants it on.
+    content |= {"use_cache": True, "vocab_size": vocab_size}
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

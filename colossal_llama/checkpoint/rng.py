@@ -1,0 +1,48 @@
+"""Random number generators of one rank: Python, NumPy, torch, the device and NEFTune's own."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+
+def _rng_path(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:05d}.pt"
+
+
+def save_rng(folder: Path, rank: int, extra: dict[str, Any]) -> None:
+    """Write this rank's generator states; ``extra`` maps names to further ``torch.Generator``s."""
+    import numpy as np
+    import torch
+
+    folder.mkdir(parents=True, exist_ok=True)
+    states = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        "extra": {name: generator.get_state() for name, generator in extra.items()},
+    }
+    torch.save(states, _rng_path(folder, rank))
+
+
+def load_rng(folder: Path, rank: int, extra: dict[str, Any]) -> bool:
+    """Restore this rank's generator states; False where the checkpoint has none for it."""
+    import numpy as np
+    import torch
+
+    path = _rng_path(folder, rank)
+    if not path.is_file():
+        return False
+    # The file is one of our own checkpoints; Python's and NumPy's states are no tensors.
+    states = torch.load(path, map_location="cpu", weights_only=False)
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    for name, generator in extra.items():
+        if name in states["extra"]:
+            generator.set_state(states["extra"][name])
+    return True

@@ -1,0 +1,95 @@
+"""Configuration of ``train.py``: every flag, its default and what it must satisfy."""
+
+from dataclasses import dataclass
+
+from colossal_llama.config.cli import flag
+from colossal_llama.errors import UserError
+
+PLUGIN_NAMES = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp")
+PRECISIONS = ("fp16", "bf16", "fp32")
+
+
+@dataclass
+class TrainConfig:
+    """What one training run does. Where upstream's documentation and code differ, the documented default holds."""
+
+    pretrained: str = flag(help="folder of the model and its tokenizer (Hugging Face format)")
+    dataset: list[str] = flag(
+        default=[], help="prepared data: part folders, or a folder that holds them; bucket order is this order"
+    )
+    plugin: str = flag("gemini", help="how the model is distributed", choices=PLUGIN_NAMES)
+    load_checkpoint: str | None = flag(
+        None, help="a checkpoint folder: resume everything; its modeling folder: start from these weights"
+    )
+    save_interval: int = flag(1000, help="optimizer steps between checkpoints; 0: only at the ends of epochs")
+    save_dir: str = flag("checkpoint_dir", help="folder of the checkpoints and of the final modeling folder")
+    tensorboard_dir: str = flag("logs_dir", help="folder of the TensorBoard events and of metrics.jsonl")
+    config_file: str = flag("config_file", help="file that the resolved configuration is written to")
+    num_epochs: int = flag(1, help="passes over the data")
+    micro_batch_size: int = flag(
+        1,
+        aliases=("--batch_size",),
+        help="rows per data-parallel rank and forward pass; with --pp the rows that enter the pipeline together",
+    )
+    accumulation_steps: int = flag(1, help="forward and backward passes per optimizer step")
+    lr: float = flag(3e-4, help="peak learning rate")
+    weight_decay: float = flag(0.1, aliases=("-w",), help="decoupled weight decay")
+    warmup_steps: int | None = flag(None, aliases=("-s",), help="warm-up steps; unset: 0.025 of all steps")
+    gradient_clipping: float = flag(1.0, aliases=("--grad_clip",), help="largest gradient norm; 0: no clipping")
+    max_length: int = flag(4096, help="longest row in tokens; rows are padded to it with --padding_mode max_length")
+    mixed_precision: str = flag("fp16", help="precision of the forward and backward pass", choices=PRECISIONS)
+    use_grad_checkpoint: bool = flag(False, help="recompute activations in the backward pass to save memory")
+    use_flash_attn: bool = flag(False, help="flash attention; without GPU or package PyTorch's SDPA is used instead")
+    freeze_non_embeds_params: bool = flag(False, help="train only the input and output embeddings")
+    tp: int = flag(1, help="tensor parallel size (plugin 3d)")
+    pp: int = flag(1, help="pipeline parallel size (plugin 3d)")
+    sp: int = flag(1, help="sequence parallel size (plugin 3d with --sp_mode all_to_all)")
+    enable_sequence_parallelism: bool = flag(False, help="split sequences over ranks (plugin 3d)")
+    sp_mode: str = flag(
+        "split_gather",
+        help="kind of sequence parallelism; split_gather and ring share the tensor parallel ranks",
+        choices=("split_gather", "ring", "all_to_all"),
+    )
+    zero: int = flag(1, aliases=("--zero_stage",), help="ZeRO stage inside plugin 3d: 0, 1 or 2")
+    zero_cpu_offload: bool = flag(False, help="keep optimizer states in host memory (plugin 3d with ZeRO)")
+    microbatch_size: int = flag(1, help="rows of one pipeline micro-batch (with --pp)")
+    pad_token: str = flag("eos", help="token that fills rows", choices=("eos", "unk"))
+    padding_mode: str = flag(
+        "max_length", help="pad rows to --max_length or to the longest of the batch", choices=("max_length", "longest")
+    )
+    use_neft: bool = flag(False, help="NEFTune: noise on the input embeddings (for SFT)")
+    neft_alpha: float = flag(5.0, help="NEFTune noise scale alpha")
+    lora_rank: int = flag(0, help="rank of LoRA adapters; 0: train the weights themselves")
+    skip_save_each_epoch: bool = flag(False, help="no checkpoint at the end of an epoch")
+    benchmark: bool = flag(False, help="train on random rows, report speed, save nothing")
+    num_samples: int = flag(500, help="random rows of --benchmark")
+    seed: int = flag(42, help="seed of data order, NEFTune noise and dropout")
+    overwrite: bool = flag(False, help="train from scratch into a --save_dir that holds checkpoints")
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot work, before anything heavy is imported.
+
+        Raises:
+            UserError: names the flag, the value and what was expected.
+        """
+        for name, least in (
+            ("num_epochs", 1), ("micro_batch_size", 1), ("accumulation_steps", 1), ("max_length", 2), ("tp", 1),
+            ("pp", 1), ("sp", 1), ("microbatch_size", 1), ("save_interval", 0), ("lora_rank", 0), ("num_samples", 1),
+            ("gradient_clipping", 0), ("weight_decay", 0), ("neft_alpha", 0), ("seed", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} must be at least {least}, not {getattr(self, name)}")
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            raise UserError(f"--warmup_steps must be at least 0, not {self.warmup_steps}")
+        if not self.lr > 0:
+            raise UserError(f"--lr must be positive, not {self.lr}")
+        if self.zero not in (0, 1, 2):
+            raise UserError(f"--zero must be 0, 1 or 2, not {self.zero}")
+        if not self.dataset and not self.benchmark:
+            raise UserError("--dataset is required: name the part folders that prepare_pretrain_dataset.py wrote")
+        if self.plugin != "3d":
+            for name in ("tp", "pp", "sp"):
+                if getattr(self, name) != 1:
+                    raise UserError(f"--{name} {getattr(self, name)} needs --plugin 3d, not {self.plugin}")
+            if self.enable_sequence_parallelism:
+                raise UserError(f"--enable_sequence_parallelism needs --plugin 3d, not {self.plugin}")

@@ -1,0 +1,27 @@
+"""Random rows for measuring speed without data."""
+
+import numpy as np
+
+from colossal_llama.data.loader import Row
+
+
+class RandomRows:
+    """``count`` rows of ``length`` random token ids with loss everywhere; the same rows for the same seed."""
+
+    def __init__(self, count: int, length: int, vocab_size: int, seed: int) -> None:
+        self._count = count
+        self._length = length
+        self._vocab_size = vocab_size
+        self._seed = seed
+
+    @property
+    def bucket_sizes(self) -> list[int]:
+        """All rows in one bucket."""
+        return [self._count]
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int) -> Row:
+        ids = np.random.default_rng([self._seed, index]).integers(0, self._vocab_size, self._length, np.int32)
+        return {"input_ids": ids, "labels": ids.copy()}

@@ -1,0 +1,101 @@
+"""Start of a distributed process: environment, process group, seeds, rank-0 printing."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import warnings
+from dataclasses import dataclass
+
+from colossal_llama.distributed import host, upstream_fixes
+
+
+@dataclass(frozen=True)
+class DistEnv:
+    """Where this process stands in the run.
+
+    Attributes:
+        rank: 0 to ``world_size`` - 1.
+        world_size: number of processes.
+        device: ``"cuda:<local rank>"`` or ``"cpu"``.
+    """
+
+    rank: int
+    world_size: int
+    device: str
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process prints, logs and writes shared files."""
+        return self.rank == 0
+
+    def say(self, message: str) -> None:
+        """Print one line on rank 0."""
+        if self.is_main:
+            print(message, flush=True)
+
+
+def _fill_single_process_environment() -> None:
+    """Let ``python scripts/train.py`` run as one process, as if a launcher had started it."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+
+
+def world_size_from_environment() -> int:
+    """Number of processes the launcher started; readable before anything heavy is imported."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def quieten_libraries() -> None:
+    """Silence import-time notes of colossalai and its dependencies that no user can act on."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", message=".*TORCH_CUDA_ARCH_LIST.*")
+    warnings.filterwarnings("ignore", message=".*torch.distributed.reduce_op.*")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+
+
+def launch(seed: int) -> DistEnv:
+    """Join the process group that ``colossalai run`` or ``torchrun`` describes, or be a group of one.
+
+    Chooses the host accelerator where there is no GPU, installs the remedies of ``upstream_fixes`` and seeds
+    Python, NumPy and torch with ``seed`` (the same on every rank; what must differ per rank is seeded later).
+    """
+    quieten_libraries()
+    _fill_single_process_environment()
+    import numpy as np
+    import torch
+
+    on_host = host.is_host_only()
+    if on_host:
+        host.install_host_accelerator()
+    upstream_fixes.apply()
+    import colossalai
+
+    logging.getLogger("colossalai").setLevel(logging.WARNING)
+    colossalai.launch_from_torch(backend="gloo" if on_host else "nccl", seed=seed, verbose=False)
+    for name in list(logging.Logger.manager.loggerDict):
+        if name.startswith("colossalai"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+    device = "cpu" if on_host else f"cuda:{torch.cuda.current_device()}"
+    return DistEnv(rank=torch.distributed.get_rank(), world_size=torch.distributed.get_world_size(), device=device)
+
+
+def shut_down() -> None:
+    """Leave the process group, if there is one."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,91 @@
+"""Reading a causal LM from a local Hugging Face folder."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+from colossal_llama.errors import UserError
+
+CONFIG_FILE = "config.json"
+
+
+def read_model_config(folder: Path, flag: str) -> dict[str, Any]:
+    """The content of a model folder's ``config.json``.
+
+    Raises:
+        UserError: the folder or the file is missing, or it is not the configuration of a model.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{flag} {folder}: no such folder")
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"{flag} {folder}: no {CONFIG_FILE} in it; expected a Hugging Face model folder")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); the file is damaged, copy the model again") from error
+    if not isinstance(content, dict) or "model_type" not in content:
+        raise UserError(f"{path}: has no model_type; expected the config.json of a Hugging Face model")
+    return content
+
+
+def load_model(
+    folder: Path, flag: str, precision: str, attn_implementation: str, lazy: bool = False, device: str = "cpu"
+) -> Any:
+    """The causal LM stored in ``folder``, in training mode and without a key-value cache.
+
+    Args:
+        folder: Hugging Face model folder.
+        flag: the flag that named it, for messages.
+        precision: ``fp32``, ``bf16`` or ``fp16``: dtype of the parameters.
+        attn_implementation: ``sdpa``, ``eager`` or ``flash_attention_2``.
+        lazy: build under Colossal-AI's ``LazyInitContext``; the Booster then materialises each rank's part.
+        device: where a lazily built model is materialised.
+
+    Raises:
+        UserError: the folder holds no loadable causal LM.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    read_model_config(folder, flag)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    try:
+        with _lazy_init(device) if lazy else contextlib.nullcontext():
+            model = AutoModelForCausalLM.from_pretrained(
+                str(folder), torch_dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
+            )
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{flag} {folder}: cannot load a causal language model from it: {reason}") from error
+    except Exception as error:
+        if type(error).__name__ != "SafetensorError":
+            raise
+        raise UserError(f"{flag} {folder}: damaged weights file ({error}); copy the model again") from error
+    model.config.use_cache = False
+    model.train()
+    return model
+
+
+def _lazy_init(device: str) -> Any:
+    import torch
+    from colossalai.lazy import LazyInitContext
+
+    return LazyInitContext(default_device=torch.device(device))
+
+
+def check_vocabulary(model_config: dict[str, Any], tokenizer_size: int, folder: Path) -> None:
+    """Refuse a tokenizer with ids beyond the model's embedding rows.
+
+    Raises:
+        UserError: says which command makes them fit.
+    """
+    rows = int(model_config.get("vocab_size", 0))
+    if tokenizer_size > rows:
+        raise UserError(
+            f"--pretrained {folder}: the tokenizer has {tokenizer_size} tokens but the model only {rows} embedding "
+            "rows; widen the model with init_model.py first"
+        )

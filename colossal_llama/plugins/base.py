@@ -1,0 +1,135 @@
+"""What a plugin is to the trainer: a :class:`PluginSpec` in :data:`PLUGINS`, the one place to add one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from colossal_llama.errors import UserError
+from colossal_llama.registry import Registry
+
+if TYPE_CHECKING:
+    from colossal_llama.config.train import TrainConfig
+
+
+@dataclass(frozen=True)
+class PluginOptions:
+    """Plain values that plugins are built from.
+
+    Attributes:
+        precision: ``fp32``, ``bf16`` or ``fp16``.
+        max_norm: gradient norm to clip to; 0 for none.
+        tp, pp, sp: sizes of the parallel dimensions.
+        sp_mode: kind of sequence parallelism, or None.
+        zero_stage: ZeRO stage inside ``3d``.
+        cpu_offload: keep optimizer states in host memory (``3d``).
+        rows_per_step: rows that one data-parallel rank consumes per optimizer step.
+        microbatch_size: rows of one pipeline micro-batch.
+        accumulation_steps: forward passes per optimizer step.
+        flash_attention: use flash attention kernels.
+        on_host: no GPU; gloo and host memory.
+    """
+
+    precision: str
+    max_norm: float
+    tp: int = 1
+    pp: int = 1
+    sp: int = 1
+    sp_mode: str | None = None
+    zero_stage: int = 0
+    cpu_offload: bool = False
+    rows_per_step: int = 1
+    microbatch_size: int = 1
+    accumulation_steps: int = 1
+    flash_attention: bool = False
+    on_host: bool = True
+
+
+@dataclass(frozen=True)
+class ParallelLayout:
+    """Which ranks share data and which share a token's loss.
+
+    Attributes:
+        data_rank, data_size: this rank's place among the groups of ranks that see different rows.
+        token_group: process group over which target tokens are spread and gradients averaged: data parallel
+            times sequence parallel ranks. None stands for all ranks.
+        sp_rank, sp_size: this rank's slice of a sequence where the logits come out split (``all_to_all``).
+        tp_group: group over which the vocabulary is split, or None.
+        pp_group: pipeline group, or None.
+        is_last_stage: whether this rank computes the loss.
+    """
+
+    data_rank: int
+    data_size: int
+    token_group: Any = None
+    sp_rank: int = 0
+    sp_size: int = 1
+    tp_group: Any = None
+    pp_group: Any = None
+    is_last_stage: bool = True
+
+
+def world_layout() -> ParallelLayout:
+    """The layout of plain data parallelism: every rank has its own rows."""
+    import torch.distributed as dist
+
+    return ParallelLayout(data_rank=dist.get_rank(), data_size=dist.get_world_size())
+
+
+@dataclass(frozen=True)
+class PluginSpec:
+    """One way of distributing a model, and how it differs from the others.
+
+    Attributes:
+        summary: one line for the documentation.
+        make: builds the Colossal-AI plugin from :class:`PluginOptions`.
+        check: refuses options it cannot run with, given the world size; raises UserError.
+        layout: reads the :class:`ParallelLayout` off the built plugin.
+        keeps_fp32_weights: the model itself stays in fp32 and the forward pass runs under autocast.
+        clips_gradients: the plugin clips; otherwise the step does.
+        can_skip_sync: supports ``no_sync``, so that accumulation communicates once.
+        supports_lora: LoRA adapters can be trained.
+        lazy_init: the model may be built under ``LazyInitContext``.
+    """
+
+    summary: str
+    make: Callable[[PluginOptions], Any]
+    check: Callable[[PluginOptions, int], None]
+    layout: Callable[[Any, PluginOptions], ParallelLayout]
+    keeps_fp32_weights: bool = False
+    clips_gradients: bool = True
+    can_skip_sync: bool = False
+    supports_lora: bool = False
+    lazy_init: bool = False
+
+
+PLUGINS: Registry[PluginSpec] = Registry("plugin")
+
+
+def build_options(config: TrainConfig, on_host: bool, flash_attention: bool) -> PluginOptions:
+    """The plugin's part of a training configuration."""
+    return PluginOptions(
+        precision=config.mixed_precision,
+        max_norm=config.gradient_clipping,
+        tp=config.tp,
+        pp=config.pp,
+        sp=config.sp,
+        sp_mode=config.sp_mode if config.enable_sequence_parallelism else None,
+        zero_stage=config.zero,
+        cpu_offload=config.zero_cpu_offload,
+        rows_per_step=config.micro_batch_size * config.accumulation_steps,
+        microbatch_size=config.microbatch_size,
+        accumulation_steps=config.accumulation_steps,
+        flash_attention=flash_attention,
+        on_host=on_host,
+    )
+
+
+def refuse_fp32(plugin: str, options: PluginOptions) -> None:
+    """Refuse fp32 for a plugin of Colossal-AI that asserts fp16 or bf16."""
+    if options.precision == "fp32":
+        raise UserError(
+            f"--mixed_precision fp32 does not work with --plugin {plugin}: Colossal-AI supports only fp16 and bf16 "
+            "there; use bf16, or zero2, ddp or 3d with --zero 0 for fp32"
+        )

@@ -1,0 +1,57 @@
+"""Gemini: ZeRO-3 in chunks, placed statically or by observed memory use."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from colossal_llama.plugins.base import (
+    PLUGINS,
+    ParallelLayout,
+    PluginOptions,
+    PluginSpec,
+    refuse_fp32,
+    world_layout,
+)
+
+INITIAL_LOSS_SCALE = 2**16
+CHUNK_SEARCH = {"min_chunk_size_m": 32.0, "search_range_m": 32}
+"""Limits of Gemini's chunk size search in units of 2**20 elements (Colossal-AI's defaults). A model smaller than
+the minimum becomes one chunk that every rank keeps whole; tests lower it to really shard a small model."""
+
+
+def _make(options: PluginOptions, placement_policy: str) -> Any:
+    from colossalai.booster.plugin import GeminiPlugin
+
+    return GeminiPlugin(
+        precision=options.precision,
+        placement_policy=placement_policy,
+        initial_scale=INITIAL_LOSS_SCALE,
+        max_norm=options.max_norm,
+        enable_gradient_accumulation=options.accumulation_steps > 1,
+        enable_flash_attention=options.flash_attention,
+        # Asynchronous reduction needs pinned memory and streams, which a host does not have.
+        enable_async_reduce=not options.on_host,
+        **CHUNK_SEARCH,
+    )
+
+
+def _check(options: PluginOptions, world_size: int, name: str) -> None:
+    refuse_fp32(name, options)
+
+
+def _layout(plugin: Any, options: PluginOptions) -> ParallelLayout:
+    return world_layout()
+
+
+for _name, _policy in (("gemini", "static"), ("gemini_auto", "auto")):
+    PLUGINS.add(
+        _name,
+        PluginSpec(
+            summary=f"ZeRO-3 in chunks ({_policy} placement): parameters sharded too",
+            make=partial(_make, placement_policy=_policy),
+            check=partial(_check, name=_name),
+            layout=_layout,
+            lazy_init=True,
+        ),
+    )

@@ -1,0 +1,106 @@
+"""Plugin ``3d``: tensor, pipeline, sequence and data parallelism, with ZeRO 0, 1 or 2 over the latter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from colossal_llama.errors import UserError
+from colossal_llama.plugins.base import PLUGINS, ParallelLayout, PluginOptions, PluginSpec
+
+INITIAL_LOSS_SCALE = 2**16
+
+
+def _shares_tp_ranks(options: PluginOptions) -> bool:
+    return options.sp_mode in ("split_gather", "ring")
+
+
+def _make(options: PluginOptions) -> Any:
+    from colossalai.booster.plugin import HybridParallelPlugin
+
+    return HybridParallelPlugin(
+        tp_size=options.tp,
+        pp_size=options.pp,
+        sp_size=options.sp,
+        enable_sequence_parallelism=options.sp_mode is not None,
+        sequence_parallelism_mode=options.sp_mode,
+        zero_stage=options.zero_stage,
+        cpu_offload=options.cpu_offload,
+        precision=options.precision,
+        initial_scale=INITIAL_LOSS_SCALE,
+        max_norm=options.max_norm,
+        enable_flash_attention=options.flash_attention,
+        microbatch_size=options.microbatch_size,
+        # No padding of the vocabulary: padded rows cannot be saved (see distributed.upstream_fixes).
+        make_vocab_size_divisible_by=1,
+        # Frozen parameters get no gradient, which is no error.
+        find_unused_parameters=False,
+    )
+
+
+def _check(options: PluginOptions, world_size: int) -> None:
+    if options.sp_mode is None and options.sp > 1:
+        raise UserError(f"--sp {options.sp} needs --enable_sequence_parallelism")
+    if _shares_tp_ranks(options) and options.tp == 1:
+        raise UserError(f"--sp_mode {options.sp_mode} splits sequences over the tensor parallel ranks: set --tp above 1")
+    if _shares_tp_ranks(options) and options.sp > 1:
+        raise UserError(f"--sp_mode {options.sp_mode} uses the --tp {options.tp} ranks: leave --sp at 1")
+    if options.sp_mode == "all_to_all" and options.sp == 1:
+        raise UserError("--sp_mode all_to_all needs --sp above 1")
+    model_ranks = options.tp * options.pp * options.sp
+    if world_size % model_ranks:
+        raise UserError(
+            f"tp * pp * sp = {options.tp} * {options.pp} * {options.sp} = {model_ranks} does not divide the "
+            f"{world_size} processes of this run; start a multiple of {model_ranks} or change --tp, --pp or --sp"
+        )
+    if options.precision == "fp32" and options.zero_stage > 0:
+        raise UserError(
+            f"--mixed_precision fp32 does not work with --zero {options.zero_stage} in --plugin 3d: Colossal-AI "
+            "supports only fp16 and bf16 with ZeRO; add --zero 0 or use bf16"
+        )
+    if options.pp > 1:
+        _check_pipeline(options)
+
+
+def _check_pipeline(options: PluginOptions) -> None:
+    if options.zero_stage == 2:
+        raise UserError("--zero 2 does not work with --pp: Colossal-AI allows ZeRO 0 or 1 in a pipeline")
+    if options.rows_per_step % options.microbatch_size:
+        raise UserError(
+            f"--micro_batch_size * --accumulation_steps = {options.rows_per_step} rows per step are not a multiple of "
+            f"--microbatch_size {options.microbatch_size}"
+        )
+    micro_batches = options.rows_per_step // options.microbatch_size
+    if micro_batches < options.pp:
+        raise UserError(
+            f"--pp {options.pp} needs at least {options.pp} micro-batches per step, but --micro_batch_size * "
+            f"--accumulation_steps / --microbatch_size = {micro_batches}; raise --micro_batch_size"
+        )
+
+
+def _layout(plugin: Any, options: PluginOptions) -> ParallelLayout:
+    import torch.distributed as dist
+
+    splits_logits = options.sp_mode == "all_to_all"
+    return ParallelLayout(
+        data_rank=dist.get_rank(plugin.dp_group),
+        data_size=dist.get_world_size(plugin.dp_group),
+        token_group=plugin.mixed_dp_group,
+        sp_rank=dist.get_rank(plugin.sp_group) if splits_logits else 0,
+        sp_size=options.sp if splits_logits else 1,
+        tp_group=plugin.tp_group if options.tp > 1 else None,
+        pp_group=plugin.pp_group if options.pp > 1 else None,
+        is_last_stage=plugin.stage_manager is None or plugin.stage_manager.is_last_stage(),
+    )
+
+
+PLUGINS.add(
+    "3d",
+    PluginSpec(
+        summary="tensor, pipeline, sequence and data parallel, with ZeRO 0, 1 or 2",
+        make=_make,
+        check=_check,
+        layout=_layout,
+        supports_lora=True,
+        lazy_init=True,
+    ),
+)

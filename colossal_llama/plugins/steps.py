@@ -1,0 +1,203 @@
+"""One optimizer step, for plugins that run micro-batches in turn and for those that run a pipeline.
+
+Both minimise the same loss: the sum over all target tokens of the step, on all ranks, divided by their number.
+Plugins average gradients over the ranks of ``layout.token_group``; multiplying each rank's sum by the size of
+that group turns the average back into a sum. Micro-batches of different length thus weigh what they should.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+from colossal_llama.constants import IGNORE_INDEX
+from colossal_llama.plugins.base import ParallelLayout, PluginOptions, PluginSpec
+from colossal_llama.plugins.loss import local_targets, token_loss_sum
+
+Batch = dict[str, torch.Tensor]
+"""``input_ids`` and ``targets``: int64 ``[batch, sequence]`` each; targets are shifted by one."""
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step reports, equal on every rank.
+
+    Attributes:
+        loss: mean negative log-likelihood per target token of the step's global batch, in nats.
+        target_tokens: number of target tokens in the global batch.
+        grad_norm: gradient norm before clipping, or None where nothing computed it.
+    """
+
+    loss: float
+    target_tokens: int
+    grad_norm: float | None
+
+
+class TrainStep(Protocol):
+    """Runs one optimizer step on this rank's micro-batches."""
+
+    def run(self, micro_batches: Sequence[Batch]) -> StepResult:
+        """Forward, backward and update; the gradients are zero afterwards."""
+        ...
+
+
+@dataclass(frozen=True)
+class Boosted:
+    """Model and optimizer as the Booster returned them, with what a step needs to know about them."""
+
+    booster: Any
+    model: Any
+    optimizer: Any
+    layout: ParallelLayout
+    spec: PluginSpec
+    options: PluginOptions
+    device: str
+
+
+def build_step(boosted: Boosted) -> TrainStep:
+    """The step that fits the layout."""
+    if boosted.layout.pp_group is not None:
+        return PipelineStep(boosted)
+    return DataParallelStep(boosted)
+
+
+def _count_targets(batches: Sequence[Batch], boosted: Boosted) -> torch.Tensor:
+    """Target tokens of this rank's batches, summed over the token group: int64 scalar on the device."""
+    layout = boosted.layout
+    counts = [(local_targets(batch["targets"], layout) != IGNORE_INDEX).sum() for batch in batches]
+    total = torch.stack(counts).sum().to(boosted.device)
+    dist.all_reduce(total, group=layout.token_group)
+    return total
+
+
+def _loss_weight(target_tokens: torch.Tensor, layout: ParallelLayout) -> torch.Tensor:
+    """Factor that turns a rank's loss sum into its share of the global mean after gradient averaging."""
+    return dist.get_world_size(layout.token_group) / target_tokens.clamp(min=1)
+
+
+def _to_device(batch: Batch, device: str) -> Batch:
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def _grad_norm_of(optimizer: Any) -> float | None:
+    norm = optimizer.get_grad_norm() if hasattr(optimizer, "get_grad_norm") else None
+    return None if norm is None else float(norm)
+
+
+class DataParallelStep:
+    """Micro-batches one after the other, gradients accumulated (every plugin without a pipeline)."""
+
+    def __init__(self, boosted: Boosted) -> None:
+        self._boosted = boosted
+        self._autocast_dtype = (
+            AUTOCAST_DTYPES.get(boosted.options.precision) if boosted.spec.keeps_fp32_weights else None
+        )
+
+    def run(self, micro_batches: Sequence[Batch]) -> StepResult:
+        """See :class:`TrainStep`."""
+        boosted = self._boosted
+        target_tokens = _count_targets(micro_batches, boosted)
+        weight = _loss_weight(target_tokens, boosted.layout)
+        loss_sum = torch.zeros((), device=boosted.device)
+        for index, batch in enumerate(micro_batches):
+            batch = _to_device(batch, boosted.device)
+            with self._sync_context(is_last=index == len(micro_batches) - 1):
+                loss = self._forward(batch)
+                boosted.booster.backward(loss * weight, boosted.optimizer)
+            loss_sum += loss.detach()
+        grad_norm = self._update()
+        dist.all_reduce(loss_sum, group=boosted.layout.token_group)
+        count = int(target_tokens.item())
+        return StepResult(loss=loss_sum.item() / max(count, 1), target_tokens=count, grad_norm=grad_norm)
+
+    def _forward(self, batch: Batch) -> torch.Tensor:
+        boosted = self._boosted
+        device_type = boosted.device.split(":")[0]
+        dtype = self._autocast_dtype
+        with torch.autocast(device_type, dtype=dtype) if dtype else contextlib.nullcontext():
+            outputs = boosted.model(input_ids=batch["input_ids"], use_cache=False)
+        return token_loss_sum(outputs["logits"], batch["targets"], boosted.layout)
+
+    def _sync_context(self, is_last: bool) -> Any:
+        boosted = self._boosted
+        if boosted.spec.can_skip_sync and not is_last:
+            return boosted.booster.no_sync(boosted.model, boosted.optimizer)
+        return contextlib.nullcontext()
+
+    def _update(self) -> float | None:
+        boosted = self._boosted
+        grad_norm = None
+        if not boosted.spec.clips_gradients:
+            limit = boosted.options.max_norm or float("inf")
+            grad_norm = boosted.optimizer.clip_grad_by_norm(limit)
+        boosted.optimizer.step()
+        boosted.optimizer.zero_grad()
+        if grad_norm is None:
+            return _grad_norm_of(boosted.optimizer)
+        return float(grad_norm)
+
+
+class PipelineStep:
+    """All micro-batches of a step through one pipeline call.
+
+    One call per step, not one per accumulation step: Colossal-AI sums the gradients of shared (tied) weights over
+    stages at the end of each call, so that a second call would count the first one's twice.
+    """
+
+    def __init__(self, boosted: Boosted) -> None:
+        self._boosted = boosted
+        self._num_micro_batches = boosted.options.rows_per_step // boosted.options.microbatch_size
+
+    def run(self, micro_batches: Sequence[Batch]) -> StepResult:
+        """See :class:`TrainStep`."""
+        boosted = self._boosted
+        target_tokens = _count_targets(micro_batches, boosted)
+        batch = _to_device(_concatenate(micro_batches), boosted.device)
+        result = boosted.booster.execute_pipeline(
+            iter([batch]),
+            boosted.model,
+            self._criterion(_loss_weight(target_tokens, boosted.layout)),
+            boosted.optimizer,
+            return_loss=True,
+        )
+        boosted.optimizer.step()
+        boosted.optimizer.zero_grad()
+        loss = self._mean_loss(result["loss"])
+        return StepResult(loss, int(target_tokens.item()), _grad_norm_of(boosted.optimizer))
+
+    def _criterion(self, weight: torch.Tensor) -> Callable[[Any, Batch], torch.Tensor]:
+        # The schedule divides each micro-batch's loss by their number; the weight already covers the whole step.
+        factor = weight * self._num_micro_batches
+
+        def criterion(outputs: Any, batch: Batch) -> torch.Tensor:
+            return token_loss_sum(outputs["logits"], batch["targets"], self._boosted.layout) * factor
+
+        return criterion
+
+    def _mean_loss(self, weighted: torch.Tensor | None) -> float:
+        """The step's loss on every rank; only the last stage has ``weighted``, its ranks' shares of it."""
+        layout = self._boosted.layout
+        total = torch.zeros((), device=self._boosted.device) if weighted is None else weighted.detach().float()
+        dist.all_reduce(total, group=layout.token_group)
+        dist.all_reduce(total, group=layout.pp_group)
+        return total.item() / dist.get_world_size(layout.token_group)
+
+
+def _concatenate(micro_batches: Sequence[Batch]) -> Batch:
+    """One batch of all rows; shorter micro-batches are padded on the right to the longest."""
+    length = max(batch["input_ids"].shape[1] for batch in micro_batches)
+
+    def padded(batch: Batch, name: str, fill: int) -> torch.Tensor:
+        return torch.nn.functional.pad(batch[name], (0, length - batch[name].shape[1]), value=fill)
+
+    return {
+        "input_ids": torch.cat([padded(batch, "input_ids", 0) for batch in micro_batches]),
+        "targets": torch.cat([padded(batch, "targets", IGNORE_INDEX) for batch in micro_batches]),
+    }

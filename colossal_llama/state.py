@@ -1,0 +1,52 @@
+"""Progress of a run: what a checkpoint stores as ``running_states.json`` beside the tensors."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass
+class TrainState:
+    """Where a run stands, counted at the end of an optimizer step.
+
+    Attributes:
+        epoch: epochs finished, and thus the index of the one under way.
+        step: optimizer steps finished in that epoch.
+        global_step: optimizer steps finished in the run.
+        consumed_samples: rows consumed in the epoch under way.
+        target_tokens: tokens with loss that the run has learned from.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    global_step: int = 0
+    consumed_samples: int = 0
+    target_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        """Check that the counters fit together.
+
+        Raises:
+            ValueError: a counter is negative or an epoch's step exceeds the run's.
+        """
+        if min(self.epoch, self.step, self.global_step, self.consumed_samples, self.target_tokens) < 0:
+            raise ValueError(f"negative counter in {self}")
+        if self.step > self.global_step:
+            raise ValueError(f"more steps in the epoch than in the run: {self}")
+
+    def finish_step(self, samples: int, target_tokens: int) -> None:
+        """Count one optimizer step."""
+        self.step += 1
+        self.global_step += 1
+        self.consumed_samples += samples
+        self.target_tokens += target_tokens
+
+    def finish_epoch(self) -> None:
+        """Turn to the next epoch."""
+        self.epoch += 1
+        self.step = 0
+        self.consumed_samples = 0
+
+    @classmethod
+    def from_mapping(cls, mapping: dict[str, Any]) -> "TrainState":
+        """The state stored in a ``running_states.json`` mapping; other keys are ignored."""
+        return cls(**{field.name: int(mapping[field.name]) for field in fields(cls)})
