@@ -1,0 +1,62 @@
+"""Configurations of the commands that widen a vocabulary."""
+
+import dataclasses
+
+from colossal_llama.config.cli import flag
+from colossal_llama.errors import UserError
+
+OVERWRITE_HELP = "replace the output when it exists already"
+
+
+@dataclasses.dataclass
+class MineTokensConfig:
+    """Flags of ``scripts/mine_tokens.py``."""
+
+    text_files: list[str] = flag(
+        help="text to find pieces in: .jsonl (fields target or text) or plain UTF-8 text"
+    )
+    tokenizer_dir: str = flag(help="tokenizer that lacks the pieces: a Hugging Face folder")
+    output_file: str = flag(help='where to write the pieces, one {"piece": "..."} a line')
+    num_tokens: int = flag(1000, help="how many pieces to write at most")
+    max_characters: int = flag(4, help="longest piece, in characters")
+    overwrite: bool = flag(False, help=OVERWRITE_HELP)
+
+    def __post_init__(self) -> None:
+        """Refuse counts that select nothing."""
+        if self.num_tokens < 1:
+            raise UserError(f"--num_tokens {self.num_tokens}: must be at least 1")
+        if not 1 <= self.max_characters <= 16:
+            raise UserError(f"--max_characters {self.max_characters}: must be between 1 and 16")
+
+
+@dataclasses.dataclass
+class InitTokenizerConfig:
+    """Flags of ``scripts/init_tokenizer.py``."""
+
+    source_tokenizer_dir: str = flag(
+        help="tokenizer to widen: a folder with tokenizer.model (Llama 1/2, Mistral) "
+        "or a byte-level tokenizer.json (Llama 3, Qwen, SmolLM2)"
+    )
+    target_tokenizer_dir: str = flag(help="where the wider tokenizer goes; must not exist")
+    expand_tokens_file: str = flag(help='pieces to add: jsonl, one {"piece": "..."} a line')
+    overwrite: bool = flag(False, help=OVERWRITE_HELP)
+
+
+@dataclasses.dataclass
+class InitModelConfig:
+    """Flags of ``scripts/init_model.py``."""
+
+    source_model_and_tokenizer_path: str = flag(help="model and its own tokenizer: a Hugging Face folder")
+    target_tokenizer_path: str = flag(help="the wider tokenizer that init_tokenizer.py wrote")
+    target_model_path: str = flag(
+        help="where the wider model goes; may be the same folder as --target_tokenizer_path"
+    )
+    pad_to_multiple_of: int = flag(
+        1, help="round the number of embedding rows up to a multiple of this (tensor parallelism, kernels)"
+    )
+    overwrite: bool = flag(False, help=OVERWRITE_HELP)
+
+    def __post_init__(self) -> None:
+        """Refuse a multiple that is none."""
+        if self.pad_to_multiple_of < 1:
+            raise UserError(f"--pad_to_multiple_of {self.pad_to_multiple_of}: must be at least 1")
