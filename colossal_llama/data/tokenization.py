@@ -1,0 +1,315 @@
+"""From text to token ids and labels.
+
+Special tokens are put in by id and never recognised inside of text: a document that explains ``</s>`` keeps
+its letters. Worker processes need only the ``tokenizers`` library, so an :class:`EncoderSpec` carries all of
+a tokenizer that they use.
+"""
+
+import json
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from colossal_llama.constants import IGNORE_INDEX
+from colossal_llama.data.chat_templates import BoundTemplate, Span
+from colossal_llama.data.formats import Conversation, Sample
+from colossal_llama.errors import UserError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedSample:
+    """One document: ``input_ids`` and ``labels``, int32 arrays of the same length.
+
+    ``labels`` are the ids themselves (not shifted) or ``IGNORE_INDEX`` where nothing is learned.
+    """
+
+    input_ids: np.ndarray
+    labels: np.ndarray
+    category: str
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSpec:
+    """What a worker process needs of a tokenizer.
+
+    Attributes:
+        head_json: the serialised tokenizer for text at the start of a sequence.
+        tail_json: the same for text behind a control token; empty when there is no difference.
+        bos_id: beginning-of-sequence id, None when the tokenizer has none.
+        eos_id: end-of-sequence id.
+    """
+
+    head_json: str
+    tail_json: str
+    bos_id: int | None
+    eos_id: int
+
+
+def encoder_spec(
+    tokenizer: "PreTrainedTokenizerBase", flag: str, control_tokens: Iterable[str] = ()
+) -> EncoderSpec:
+    """Reduce a Hugging Face tokenizer to what encoding plain text needs.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        flag: the flag that named it, for messages.
+        control_tokens: tokens of a chat template; like the tokenizer's special tokens they are not recognised
+            inside of text.
+
+    Raises:
+        UserError: the tokenizer has no end-of-sequence token or no fast implementation.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{flag}: the tokenizer has no eos_token; set one in its tokenizer_config.json")
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{flag}: no fast version of this tokenizer; save one as tokenizer.json in its folder"
+        )
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    # Special tokens are added by id, and the byte-level post-processor would trim spaces off the offsets.
+    content |= {"post_processor": None, "truncation": None, "padding": None}
+    control = {*tokenizer.all_special_tokens, *control_tokens}
+    for token in content["added_tokens"]:
+        token["special"] = token["special"] or token["content"] in control
+    head = json.dumps(content, ensure_ascii=False)
+    changed = _never_prepend(content["pre_tokenizer"])
+    tail = json.dumps(content, ensure_ascii=False) if changed else ""
+    return EncoderSpec(head, tail, tokenizer.bos_token_id, tokenizer.eos_token_id)
+
+
+def _never_prepend(pre_tokenizer: dict[str, Any] | None) -> bool:
+    """Switch off a prefix that belongs to the start of a sequence only; True if there was one."""
+    if pre_tokenizer is None:
+        return False
+    changed = False
+    for inner in pre_tokenizer.get("pretokenizers", []):
+        changed = _never_prepend(inner) or changed
+    if pre_tokenizer.get("prepend_scheme") == "first":
+        pre_tokenizer["prepend_scheme"] = "never"
+        changed = True
+    return changed
+
+
+class TextEncoder:
+    """Encodes batches of text without special tokens, added or recognised."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        from tokenizers import Tokenizer
+
+        self.bos_id = spec.bos_id
+        self.eos_id = spec.eos_id
+        self._head = Tokenizer.from_str(spec.head_json)
+        self._head.encode_special_tokens = True
+        self._tail = self._head
+        if spec.tail_json:
+            self._tail = Tokenizer.from_str(spec.tail_json)
+            self._tail.encode_special_tokens = True
+
+    def encode(self, texts: Sequence[str], *, at_start: bool, offsets: bool) -> list["Encoding"]:
+        """Encode texts; ``at_start`` is False for text that follows a control token.
+
+        Without ``offsets`` (which are in characters) encoding is faster.
+        """
+        tokenizer = self._head if at_start else self._tail
+        encode = tokenizer.encode_batch if offsets else tokenizer.encode_batch_fast
+        return encode(list(texts), add_special_tokens=False)
+
+
+class DocumentTokenizer:
+    """BOS + source + target + EOS, whatever the tokenizer itself would add; no BOS token, no BOS.
+
+    Loss on target and EOS, or on everything when there is no source. Source and target are encoded as one
+    text, as they will be read: the token that holds characters of both belongs to the target, because the
+    model must be able to produce the target's first letters.
+    """
+
+    def __init__(self, encoder: TextEncoder) -> None:
+        self._encoder = encoder
+        self._prefix = [] if encoder.bos_id is None else [encoder.bos_id]
+
+    def tokenize(self, samples: Sequence[Sample]) -> list[TokenizedSample]:
+        """Tokenise a batch; the result has the order of ``samples``."""
+        plain = [sample for sample in samples if not sample.source]
+        paired = [sample for sample in samples if sample.source]
+        plain_codes = self._encoder.encode([sample.target for sample in plain], at_start=True, offsets=False)
+        pair_texts = [sample.source + sample.target for sample in paired]
+        pair_codes = self._encoder.encode(pair_texts, at_start=True, offsets=True)
+        plain_iterator, pair_iterator = iter(plain_codes), iter(pair_codes)
+        return [
+            self._build(sample, next(pair_iterator if sample.source else plain_iterator))
+            for sample in samples
+        ]
+
+    def _build(self, sample: Sample, code: "Encoding") -> TokenizedSample:
+        input_ids = np.array([*self._prefix, *code.ids, self._encoder.eos_id], dtype=np.int32)
+        labels = input_ids.copy()
+        if sample.source:
+            first_learned = bisect_right(code.offsets, len(sample.source), key=lambda offset: offset[1])
+            labels[: len(self._prefix) + first_learned] = IGNORE_INDEX
+        return TokenizedSample(input_ids, labels, sample.category)
+
+
+@dataclass(slots=True)
+class TokenizedConversation:
+    """A conversation in one or more pieces of whole turns, and what did not fit.
+
+    Attributes:
+        pieces: samples of at most ``max_length`` tokens; each starts with the system text.
+        dropped_turns: turns (human and assistant) that are longer than a row by themselves.
+        dropped_tokens: the tokens of those turns.
+    """
+
+    pieces: list[TokenizedSample] = field(default_factory=list)
+    dropped_turns: int = 0
+    dropped_tokens: int = 0
+
+
+Tokens = tuple[list[int], list[int]]
+"""Ids and labels of a stretch of tokens."""
+
+
+class ConversationTokenizer:
+    """Tokenises conversations with a chat template; loss on the assistant's contents and their end tokens.
+
+    Text between two control tokens is encoded as one, as ``apply_chat_template`` does; where a learned text
+    follows a header directly, a token that holds characters of both is learned.
+    """
+
+    def __init__(self, encoder: TextEncoder, template: BoundTemplate, max_length: int) -> None:
+        self._encoder = encoder
+        self._template = template
+        self._max_length = max_length
+
+    def tokenize(self, conversations: Sequence[Conversation]) -> list[TokenizedConversation]:
+        """Tokenise a batch; the result has the order of ``conversations``.
+
+        A conversation longer than ``max_length`` continues in further pieces, cut between turns. Turns start
+        behind a control token, so their tokens do not depend on the turns before them.
+        """
+        units = [self._turns(conversation) for conversation in conversations]
+        flat = [(spans, number == 0) for turns in units for number, spans in enumerate(turns)]
+        tokens = iter(self.encode_spans(flat))
+        return [
+            self._assemble(conversation, [next(tokens) for _ in turns])
+            for conversation, turns in zip(conversations, units, strict=True)
+        ]
+
+    def _turn(self, conversation: Conversation, number: int) -> list[Span]:
+        pair = conversation.messages[2 * number : 2 * number + 2]
+        return [span for message in pair for span in self._template.message_spans(message)]
+
+    def _turns(self, conversation: Conversation) -> list[list[Span]]:
+        turns = [self._turn(conversation, number) for number in range(len(conversation.messages) // 2)]
+        turns[0] = self._template.system_spans(conversation.system) + turns[0]
+        return turns
+
+    def _assemble(self, conversation: Conversation, turns: list[Tokens]) -> TokenizedConversation:
+        result = TokenizedConversation()
+        ids: list[int] = []
+        labels: list[int] = []
+        for number, (turn_ids, turn_labels) in enumerate(turns):
+            if ids and len(ids) + len(turn_ids) > self._max_length:
+                result.pieces.append(_sample(ids, labels, conversation.category))
+                ids, labels = [], []
+            if not ids and number > 0:
+                system = self._template.system_spans(conversation.system)
+                [(turn_ids, turn_labels)] = self.encode_spans(
+                    [(system + self._turn(conversation, number), True)]
+                )
+            if len(ids) + len(turn_ids) > self._max_length:
+                result.dropped_turns += 1
+                result.dropped_tokens += len(turn_ids)
+                continue
+            ids, labels = ids + turn_ids, labels + turn_labels
+        if ids:
+            result.pieces.append(_sample(ids, labels, conversation.category))
+        return result
+
+    def encode_spans(self, sequences: Sequence[tuple[Sequence[Span], bool]]) -> list[Tokens]:
+        """Encode sequences of spans, in few large batches.
+
+        Args:
+            sequences: pairs of spans and whether they start a sequence (text behind a control token is
+                encoded without the prefix that some tokenizers put before a sequence).
+
+        Returns:
+            Ids and labels of each sequence.
+        """
+        plans = [_segments(spans) for spans, _ in sequences]
+        groups: dict[tuple[bool, bool], list[list[Span]]] = {}
+        keys: list[tuple[bool, bool] | None] = []
+        for (_, at_start), plan in zip(sequences, plans, strict=True):
+            for position, segment in enumerate(plan):
+                if segment[0].token_id is not None:
+                    keys.append(None)
+                    continue
+                key = (at_start and position == 0, len({span.learn for span in segment}) > 1)
+                groups.setdefault(key, []).append(segment)
+                keys.append(key)
+        encoded = {key: iter(self._encode_group(key, segments)) for key, segments in groups.items()}
+        key_iterator = iter(keys)
+        results: list[Tokens] = []
+        for plan in plans:
+            ids: list[int] = []
+            labels: list[int] = []
+            for segment in plan:
+                key_of_segment = next(key_iterator)
+                new = _control_token(segment[0]) if key_of_segment is None else next(encoded[key_of_segment])
+                ids.extend(new[0])
+                labels.extend(new[1])
+            results.append((ids, labels))
+        return results
+
+    def _encode_group(self, key: tuple[bool, bool], segments: list[list[Span]]) -> list[Tokens]:
+        at_start, mixed = key
+        texts = ["".join(span.text for span in segment) for segment in segments]
+        codes = self._encoder.encode(texts, at_start=at_start, offsets=mixed)
+        if mixed:
+            return [_mixed_labels(segment, code) for segment, code in zip(segments, codes, strict=True)]
+        return [
+            (code.ids, code.ids if segment[0].learn else [IGNORE_INDEX] * len(code))
+            for segment, code in zip(segments, codes, strict=True)
+        ]
+
+
+def _sample(ids: list[int], labels: list[int], category: str) -> TokenizedSample:
+    return TokenizedSample(np.array(ids, dtype=np.int32), np.array(labels, dtype=np.int32), category)
+
+
+def _segments(spans: Sequence[Span]) -> list[list[Span]]:
+    """Group spans: each control token alone, neighbouring texts together; empty texts vanish."""
+    segments: list[list[Span]] = []
+    for span in spans:
+        if span.token_id is None and not span.text:
+            continue
+        if span.token_id is None and segments and segments[-1][0].token_id is None:
+            segments[-1].append(span)
+        else:
+            segments.append([span])
+    return segments
+
+
+def _control_token(span: Span) -> Tokens:
+    assert span.token_id is not None
+    return [span.token_id], [span.token_id if span.learn else IGNORE_INDEX]
+
+
+def _mixed_labels(segment: list[Span], code: "Encoding") -> Tokens:
+    """Labels of a text that is learned in part: a token that holds any learned character is learned."""
+    learned_before = [0]
+    for span in segment:
+        for _ in span.text:
+            learned_before.append(learned_before[-1] + span.learn)
+    ids = code.ids
+    labels = [
+        token if learned_before[end] > learned_before[start] else IGNORE_INDEX
+        for token, (start, end) in zip(ids, code.offsets, strict=True)
+    ]
+    return ids, labels
