@@ -18,6 +18,7 @@ from colossal_llama.tokenizer.pieces import (
     require_pieces,
     select_pieces,
 )
+from colossal_llama.tokenizer.sub_tokens import check_old_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -118,7 +119,7 @@ def expand_tokenizer(
         family.write(scratch)
         _write_json(scratch / "tokenizer.json", backend)
         new = load_tokenizer(scratch, TARGET_FLAG)
-        check_old_ids(old, new, source_dir)
+        check_old_ids(old, new)
         return _report(family, old_vocabulary, new, selection, intermediates)
 
 
@@ -178,7 +179,7 @@ def _sentencepiece_family(
 
 
 def _let_fast_load(config_file: Path) -> None:
-    """Drop ``"add_prefix_space": true``, the default: its presence makes every load convert the model anew."""
+    """Drop ``"add_prefix_space": true``, the default: given, it makes every load convert the model anew."""
     if not config_file.is_file():
         return
     config = json.loads(config_file.read_text(encoding="utf-8"))
@@ -195,21 +196,6 @@ def _copy_settings(source_dir: Path, folder: Path) -> None:
 
 def _write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-
-
-def check_old_ids(old: "PreTrainedTokenizerBase", new: "PreTrainedTokenizerBase", source: Path) -> None:
-    """Check that ``new`` holds every token of ``old`` under its old id.
-
-    Raises:
-        UserError: a token is missing or has another id; the message shows one.
-    """
-    vocabulary = new.get_vocab()
-    for token, token_id in old.get_vocab().items():
-        if vocabulary.get(token) != token_id:
-            raise UserError(
-                f"{source}: the wider tokenizer does not match this one: token {token!r} has id {token_id} "
-                f"here and {vocabulary.get(token)} there; use the tokenizer that was made from this one"
-            )
 
 
 def _report(

@@ -1,34 +1,16 @@
 """Loading a tokenizer from a local folder, with errors that name the flag."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colossal_llama.errors import UserError
+from colossal_llama.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """A tokenizer folder holds at least one of these."""
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' loggers and Python warnings below the level of an error."""
-    from transformers.utils import logging as transformers_logging
-
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(before)
 
 
 def check_tokenizer_folder(path: Path, flag: str) -> None:

@@ -95,7 +95,7 @@ def _ranks(proto: Any) -> dict[str, int]:
 
 
 def absorb_added_tokens(proto: Any, tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
-    """Give added tokens beyond the model (``<pad>`` at 32000) a piece of their own, so that they keep their ids.
+    """Give added tokens beyond the model (``<pad>`` at 32000) pieces of their own, which keeps their ids.
 
     New pieces get the next free ids of the model; without this they would take the added tokens' ids.
 

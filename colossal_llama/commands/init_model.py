@@ -1,0 +1,77 @@
+"""Give a model the embedding rows of a wider tokenizer."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from colossal_llama.atomic import atomic_directory, refuse_existing
+from colossal_llama.config.cli import parse_config
+from colossal_llama.config.vocabulary import InitModelConfig
+from colossal_llama.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+SOURCE_FLAG = "--source_model_and_tokenizer_path"
+TOKENIZER_FLAG = "--target_tokenizer_path"
+TARGET_FLAG = "--target_model_path"
+DESCRIPTION = "Widen a model's embeddings; each new row is the mean of its old sub-tokens' rows."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``init_model.py``; returns the process's exit code."""
+    return run_command(lambda: init_model(parse_config(InitModelConfig, argv, DESCRIPTION)))
+
+
+def init_model(config: InitModelConfig) -> None:
+    """Write the source model with the wider tokenizer's vocabulary, and that tokenizer, to the target folder.
+
+    The target appears when everything is written. Where it is the tokenizer's own folder, its other files
+    stay.
+
+    Raises:
+        UserError: a folder is missing or broken, the target exists, or tokenizers and model do not match.
+    """
+    source, tokenizer_dir = Path(config.source_model_and_tokenizer_path), Path(config.target_tokenizer_path)
+    target = Path(config.target_model_path)
+    refuse_target(source, tokenizer_dir, target, config.overwrite)
+    from colossal_llama.model.embeddings import expand_embeddings
+    from colossal_llama.model.pretrained import copy_beside_model, load_causal_lm, save_model
+    from colossal_llama.tokenizer.sub_tokens import vocabulary_growth
+
+    old, new = _load_fast(source, SOURCE_FLAG), _load_fast(tokenizer_dir, TOKENIZER_FLAG)
+    growth = vocabulary_growth(old, new)
+    model = load_causal_lm(source, SOURCE_FLAG)
+    rows = expand_embeddings(
+        model, growth.old_ids, growth.new_ids, growth.sub_tokens, config.pad_to_multiple_of
+    )
+    with atomic_directory(target) as scratch:
+        copy_beside_model(tokenizer_dir, scratch)
+        save_model(model, source, scratch)
+    print(f"embedding rows: {rows}, {len(growth.new_ids)} of them new tokens' means; {model.dtype}")
+    print(f"written to {target}")
+
+
+def _load_fast(path: Path, flag: str) -> "PreTrainedTokenizerBase":
+    from colossal_llama.tokenizer.loading import load_tokenizer
+
+    tokenizer = load_tokenizer(path, flag)
+    if not tokenizer.is_fast:
+        raise UserError(f"{flag} {path}: {type(tokenizer).__name__} has no fast version; expected one")
+    return tokenizer
+
+
+def refuse_target(source: Path, tokenizer_dir: Path, target: Path, overwrite: bool) -> None:
+    """Refuse a target that would replace the source, or an existing folder without ``overwrite``.
+
+    Raises:
+        UserError: see above.
+    """
+    from colossal_llama.model.pretrained import is_model_file
+
+    if target.resolve() == source.resolve():
+        raise UserError(f"{TARGET_FLAG} {target}: is the source model; give another folder")
+    if not target.is_dir() or target.resolve() != tokenizer_dir.resolve():
+        refuse_existing(target, TARGET_FLAG, overwrite)
+    elif not overwrite and any(is_model_file(path) for path in target.iterdir()):
+        raise UserError(f"{TARGET_FLAG} {target}: holds a model already; add --overwrite to replace it")

@@ -1,0 +1,94 @@
+"""Model folders on disk: loading without losing bits, saving beside a tokenizer."""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from colossal_llama.errors import UserError
+from colossal_llama.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*.bin*")
+"""Patterns of the files that make a folder a model's; everything else beside a tokenizer is kept."""
+
+_FLOAT_WIDTH = {"F64": 3, "F32": 2, "BF16": 1, "F16": 1}
+
+
+def load_causal_lm(path: Path, flag: str) -> "PreTrainedModel":
+    """Load a causal language model from a local folder in the dtype its weights are stored in.
+
+    Raises:
+        UserError: the folder is missing, holds no model, or weights are missing or unreadable.
+    """
+    if not (path / "config.json").is_file():
+        raise UserError(f"{flag} {path}: no config.json here; give a local Hugging Face model folder")
+    from transformers import AutoModelForCausalLM
+
+    with quiet_transformers():
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                str(path),
+                torch_dtype=stored_dtype(path) or "auto",
+                local_files_only=True,
+                low_cpu_mem_usage=True,
+                output_loading_info=True,
+            )
+        except Exception as error:  # OSError, ValueError, SafetensorError and more, by what is broken
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"{flag} {path}: the model cannot be read ({reason}); copy it again") from error
+    if info["missing_keys"] or info["mismatched_keys"]:
+        names = ", ".join(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]][:3])
+        raise UserError(f"{flag} {path}: weights are missing or misshapen ({names}); copy the model again")
+    return model
+
+
+def stored_dtype(path: Path) -> "torch.dtype | None":
+    """The widest floating dtype in a folder's safetensors files, or None when there are none.
+
+    ``config.json`` may name a narrower one than the weights are stored in; following it would lose bits.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    widest = None
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                names = {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError):
+            return None  # from_pretrained reports the broken file
+        candidates = [name for name in names if name in _FLOAT_WIDTH]
+        widest = max([*candidates, *([widest] if widest else [])], key=_FLOAT_WIDTH.__getitem__, default=None)
+    dtypes = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+    return dtypes[widest] if widest else None
+
+
+def is_model_file(path: Path) -> bool:
+    """Whether ``path`` is one of the files of a model rather than of a tokenizer."""
+    return any(path.match(pattern) for pattern in MODEL_FILES)
+
+
+def copy_beside_model(tokenizer_dir: Path, folder: Path) -> None:
+    """Copy everything of a tokenizer's folder except a model's files."""
+    for path in sorted(tokenizer_dir.iterdir()):
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name)
+        elif not is_model_file(path):
+            shutil.copyfile(path, folder / path.name)
+
+
+def save_model(model: "PreTrainedModel", source: Path, folder: Path) -> None:
+    """Save ``model`` as sharded safetensors, with the generation settings of ``source`` byte for byte."""
+    from transformers import GenerationConfig
+
+    settings = source / "generation_config.json"
+    if settings.is_file():
+        # save_pretrained refuses settings that contradict themselves, as Llama 2's published ones do.
+        model.generation_config = GenerationConfig()
+    with quiet_transformers():
+        model.save_pretrained(str(folder), safe_serialization=True)
+    if settings.is_file():
+        shutil.copyfile(settings, folder / settings.name)

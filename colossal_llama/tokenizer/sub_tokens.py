@@ -1,0 +1,88 @@
+"""How an old tokenizer spells the tokens that a wider one added."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from colossal_llama.errors import UserError
+from colossal_llama.tokenizer.bytelevel import is_byte_level, spell
+from colossal_llama.tokenizer.pieces import SPACE_MARK
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclasses.dataclass(frozen=True)
+class VocabularyGrowth:
+    """The step from an old vocabulary to a wider one, in plain numbers.
+
+    Attributes:
+        old_ids: every id of the old tokenizer, ascending.
+        new_ids: every id that only the new tokenizer has, ascending.
+        sub_tokens: for each of ``new_ids``, the old ids of its characters in running text; never empty.
+        size: the highest id of the new tokenizer + 1.
+    """
+
+    old_ids: list[int]
+    new_ids: list[int]
+    sub_tokens: list[list[int]]
+    size: int
+
+
+def vocabulary_growth(old: "PreTrainedTokenizerBase", new: "PreTrainedTokenizerBase") -> VocabularyGrowth:
+    """Compare two fast tokenizers and split each new token into old ones.
+
+    The old merge model is asked directly, so neither a dummy prefix nor special tokens get in; for a
+    SentencePiece piece that starts with ``▁`` the space is part of the piece. A token that the old model
+    knows nothing of counts as every old id.
+
+    Raises:
+        UserError: ``new`` lacks an old token or gives it another id.
+    """
+    check_old_ids(old, new)
+    backend = old.backend_tokenizer  # type: ignore[attr-defined]
+    byte_level = is_byte_level(json.loads(backend.to_str()))
+    model, known = backend.model, old.get_vocab()
+    old_ids = sorted(set(known.values()))
+    fresh = sorted((token_id, token) for token, token_id in new.get_vocab().items() if token not in known)
+    added = new.added_tokens_encoder  # type: ignore[attr-defined]
+    sub_tokens = []
+    for _, token in fresh:
+        spelling = _spell_added(token, byte_level) if token in added else token
+        sub_tokens.append([part.id for part in model.tokenize(spelling)] or old_ids)
+    return VocabularyGrowth(
+        old_ids=old_ids,
+        new_ids=[token_id for token_id, _ in fresh],
+        sub_tokens=sub_tokens,
+        size=max(new.get_vocab().values()) + 1,
+    )
+
+
+def _spell_added(content: str, byte_level: bool) -> str:
+    """Added tokens are stored as plain text, all others in the model's own spelling."""
+    return spell(content) if byte_level else content.replace(" ", SPACE_MARK)
+
+
+def check_old_ids(old: "PreTrainedTokenizerBase", new: "PreTrainedTokenizerBase") -> None:
+    """Check that ``new`` holds every token of ``old`` under its old id.
+
+    Raises:
+        UserError: a token is missing or has another id; the message shows one.
+    """
+    vocabulary = new.get_vocab()
+    for token, token_id in old.get_vocab().items():
+        if vocabulary.get(token) != token_id:
+            raise UserError(
+                f"the tokenizer in {new.name_or_path} does not match the one in {old.name_or_path}: token "
+                f"{token!r} has id {vocabulary.get(token)} instead of {token_id}; use a tokenizer that "
+                "init_tokenizer.py made from the model's own"
+            )
+
+
+def count_old_tokens(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str]) -> list[int]:
+    """How many tokens each of ``texts`` costs in running text (no dummy prefix, no special tokens)."""
+    backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    byte_level = is_byte_level(json.loads(backend.to_str()))
+    model = backend.model
+    return [len(model.tokenize(_spell_added(text, byte_level))) for text in texts]
