@@ -263,13 +263,15 @@ def write_jsonl(rows: list[list[Piece]], categories: Sequence[str], path: Path) 
     """Write the rows of the arrow part as JSON lines with the same fields."""
     with path.open("w", encoding="utf-8") as file:
         for row in rows:
-            content = {
+            fields = {
                 "input_ids": np.concatenate([piece.input_ids for piece in row]).tolist(),
                 "labels": np.concatenate([piece.labels for piece in row]).tolist(),
                 "seq_lengths": [len(piece.input_ids) for piece in row],
-                "category": [categories[piece.category] for piece in row],
             }
-            file.write(json.dumps(content, ensure_ascii=False) + "\n")
+            # repr of a list of ints is JSON too, and nearly twice as fast as json.dumps.
+            numbers = ", ".join(f'"{name}": {values!r}' for name, values in fields.items())
+            category = json.dumps([categories[piece.category] for piece in row], ensure_ascii=False)
+            file.write(f'{{{numbers}, "category": {category}}}\n')
 
 
 def _part_info(name: str, table: "pyarrow.Table") -> PartInfo:

@@ -27,7 +27,9 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The place of a message's content."""
+    """The place of a message's content; ``prefix`` is put before the content and learned like it."""
+
+    prefix: str = ""
 
 
 BOS = Control("bos")
@@ -118,8 +120,7 @@ class BoundTemplate:
 
     def generation_prompt(self) -> list[Span]:
         """What stands between the last human message and the answer."""
-        before = self.assistant[: self.assistant.index(CONTENT)]
-        return _fill(before, "", learn=False)
+        return _fill(self.assistant[: _content_index(self.assistant)], "", learn=False)
 
     @property
     def control_tokens(self) -> list[str]:
@@ -130,7 +131,7 @@ class BoundTemplate:
     @property
     def end_token_id(self) -> int:
         """The token that ends an answer; generation stops at it."""
-        part = self.assistant[self.assistant.index(CONTENT) + 1]
+        part = self.assistant[_content_index(self.assistant) + 1]
         assert isinstance(part, BoundControl), "every template ends an answer with a control token"
         return part.token_id
 
@@ -142,7 +143,7 @@ class BoundTemplate:
         default = ""
         if self.default_system is not None:
             default = "{{ " + _jinja_text(self.system, json.dumps(self.default_system)) + " }}"
-        prompt = _jinja_text(self.assistant[: self.assistant.index(CONTENT)], "")
+        prompt = _jinja_text(self.assistant[: _content_index(self.assistant)], "")
         content = "message['content']"
         return (
             "{% if not messages or messages[0]['role'] != 'system' %}" + default + "{% endif %}"
@@ -171,12 +172,12 @@ def _bind_parts(
                 bound.append(control)
                 continue
             # Without BOS a header's last space would stand alone before generation but merge with the first
-            # word in training; it moves behind the header, so that the two agree.
+            # word in training; it moves to the content, so that the two agree.
             if bound and isinstance(bound[-1], str) and bound[-1].endswith(" "):
                 bound[-1] = bound[-1][:-1]
                 pending_space = " "
-        elif isinstance(part, Content) and pending_space:
-            bound.extend((pending_space, part))
+        elif isinstance(part, Content):
+            bound.append(Content(pending_space))
             pending_space = ""
         else:
             bound.append(part)
@@ -201,12 +202,16 @@ def _bind_control(
     return BoundControl(str(token), int(token_id))
 
 
+def _content_index(parts: Sequence[BoundPart]) -> int:
+    return next(number for number, part in enumerate(parts) if isinstance(part, Content))
+
+
 def _fill(parts: Sequence[BoundPart], content: str, learn: bool) -> list[Span]:
     spans: list[Span] = []
     after_content = False
     for part in parts:
         if isinstance(part, Content):
-            spans.append(Span(learn, content))
+            spans.append(Span(learn, part.prefix + content))
         elif isinstance(part, BoundControl):
             spans.append(Span(learn and after_content, token_id=part.token_id))
         else:
@@ -220,7 +225,7 @@ def _jinja_text(parts: Sequence[BoundPart], content: str) -> str:
     terms = []
     for part in parts:
         if isinstance(part, Content):
-            terms.append(content)
+            terms.extend([json.dumps(part.prefix)] * bool(part.prefix) + [content])
         else:
             # JSON's escapes are a subset of those of Jinja's string literals.
             terms.append(json.dumps(part.token if isinstance(part, BoundControl) else part))

@@ -145,12 +145,21 @@ def parse_line(raw: bytes, where: str) -> dict[str, Any]:
     except RecursionError as error:
         raise UserError(f"{where}: nested too deeply; expected one flat JSON object per line") from error
     except ValueError as error:
-        raise UserError(f"{where}: not valid JSON ({error}); expected one JSON object per line") from error
+        raise UserError(
+            f"{where}: not valid JSON ({_reason(error)}); expected one JSON object per line"
+        ) from error
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a JSON object, found {json_type(value)}")
     if b"\\ud" in raw.lower():
         _refuse_lone_surrogates(value, where)
     return value
+
+
+def _reason(error: ValueError) -> str:
+    # The decoder counts lines too, and its "line 1" would stand beside the file's real line.
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at column {error.colno}"
+    return str(error)
 
 
 def _refuse_lone_surrogates(value: dict[str, Any], where: str) -> None:
