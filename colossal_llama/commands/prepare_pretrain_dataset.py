@@ -10,9 +10,7 @@ from colossal_llama.errors import run_command
 if TYPE_CHECKING:
     from colossal_llama.data.pipeline import PrepareJob
 
-DESCRIPTION = (
-    "Tokenise and pack .jsonl texts ({source, target, category}) into parts for continual pretraining."
-)
+DESCRIPTION = "Tokenise and pack .jsonl texts ({source, target, category}) into parts for continual pretraining."
 
 
 def main(argv: Sequence[str] | None = None) -> int:

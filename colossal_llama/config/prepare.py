@@ -56,9 +56,7 @@ class PretrainPrepareConfig:
     def _check_input_dirs(self) -> None:
         directories = self.input_dirs()
         if not directories:
-            raise UserError(
-                "--data_input_dirs is empty; expected comma-separated directories of .jsonl files"
-            )
+            raise UserError("--data_input_dirs is empty; expected comma-separated directories of .jsonl files")
         resolved = [directory.resolve() for directory in directories]
         for position, directory in enumerate(resolved):
             if directory in resolved[:position]:
@@ -118,12 +116,8 @@ class PretrainPrepareConfig:
 class SftPrepareConfig(PretrainPrepareConfig):
     """Flags of prepare_sft_dataset.py."""
 
-    llama_version: int = flag(
-        3, help="2 or 3: selects the chat template colossal_llama_2 or colossal_llama_3"
-    )
-    chat_template: str | None = flag(
-        None, help="colossal_llama_2, colossal_llama_3, chatml; overrides llama_version"
-    )
+    llama_version: int = flag(3, help="2 or 3: selects the chat template colossal_llama_2 or colossal_llama_3")
+    chat_template: str | None = flag(None, help="colossal_llama_2, colossal_llama_3, chatml; overrides llama_version")
 
     def __post_init__(self) -> None:
         """Check the values.

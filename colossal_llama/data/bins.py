@@ -253,7 +253,9 @@ def save_table(table: "pyarrow.Table", folder: Path) -> None:
     datasets.disable_progress_bars()
     try:
         # The fingerprint is random by default, and the same input must give the same files.
-        datasets.Dataset(table, fingerprint=folder.name).save_to_disk(str(folder))
+        dataset = datasets.Dataset(table, fingerprint=folder.name)
+        # Left to itself it writes no file for an empty table, and cannot load that again.
+        dataset.save_to_disk(str(folder), num_shards=None if table.num_rows else 1)
     finally:
         if not shown:
             datasets.enable_progress_bars()

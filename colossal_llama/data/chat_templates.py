@@ -184,9 +184,7 @@ def _bind_parts(
     return tuple(bound)
 
 
-def _bind_control(
-    control: Control, tokenizer: "PreTrainedTokenizerBase", name: str, flag: str
-) -> BoundControl | None:
+def _bind_control(control: Control, tokenizer: "PreTrainedTokenizerBase", name: str, flag: str) -> BoundControl | None:
     if control == BOS:
         if tokenizer.bos_token_id is None:
             return None
@@ -198,6 +196,12 @@ def _bind_control(
         raise UserError(
             f"{flag}: the chat template {name} needs {wanted}, which this tokenizer does not have; "
             "add it to the tokenizer or choose another --chat_template"
+        )
+    added = tokenizer.added_tokens_decoder.get(token_id)
+    if control != EOS and (added is None or added.normalized):
+        raise UserError(
+            f"{flag}: {control.token}, which the chat template {name} needs, is ordinary text to this tokenizer; "
+            "add it as a special token or choose another --chat_template"
         )
     return BoundControl(str(token), int(token_id))
 
@@ -256,7 +260,5 @@ def _chatml_role(role: str) -> tuple[Part, ...]:
 
 CHAT_TEMPLATES.add(
     "chatml",
-    ChatTemplate(
-        system=_chatml_role("system"), human=_chatml_role("user"), assistant=_chatml_role("assistant")
-    ),
+    ChatTemplate(system=_chatml_role("system"), human=_chatml_role("user"), assistant=_chatml_role("assistant")),
 )

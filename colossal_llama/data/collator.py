@@ -25,9 +25,7 @@ class PackedCollator:
         multiple_of: the batch's length is rounded up to a multiple of this.
     """
 
-    def __init__(
-        self, pad_token_id: int, max_length: int, padding_mode: PaddingMode, multiple_of: int = 1
-    ) -> None:
+    def __init__(self, pad_token_id: int, max_length: int, padding_mode: PaddingMode, multiple_of: int = 1) -> None:
         if padding_mode not in ("max_length", "longest"):
             raise ValueError(f"padding_mode must be max_length or longest, not {padding_mode!r}")
         self.pad_token_id = pad_token_id

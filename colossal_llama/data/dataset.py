@@ -161,9 +161,7 @@ def part_folders(path: Path, flag: str) -> list[Path]:
     if not path.exists():
         raise UserError(f"{flag} {path}: no such folder")
     if not path.is_dir():
-        raise UserError(
-            f"{flag} {path}: is a file; give a part folder or the arrow folder that holds the parts"
-        )
+        raise UserError(f"{flag} {path}: is a file; give a part folder or the arrow folder that holds the parts")
     if (path / "state.json").is_file():
         return [path]
     manifest = read_manifest(path, flag)
@@ -191,9 +189,7 @@ def _load_table(folder: Path, flag: str) -> "pyarrow.Table":
         dataset = datasets.load_from_disk(str(folder))
     except Exception as error:  # datasets raises a dozen types for a damaged folder
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{flag} {folder}: cannot be read as a dataset ({reason}); prepare it again"
-        ) from error
+        raise UserError(f"{flag} {folder}: cannot be read as a dataset ({reason}); prepare it again") from error
     if not isinstance(dataset, datasets.Dataset):
         raise UserError(f"{flag} {folder}: a dictionary of datasets; give the folder of one of them")
     missing = [name for name in COLUMNS if name not in dataset.column_names]

@@ -130,9 +130,7 @@ def _message_list(record: Record) -> list[Any]:
         raise UserError(f"{record.where}: the field 'messages' is missing; expected a list of messages")
     entries = record.value["messages"]
     if not isinstance(entries, list):
-        raise UserError(
-            f"{record.where}: 'messages' must be an array of messages, found {json_type(entries)}"
-        )
+        raise UserError(f"{record.where}: 'messages' must be an array of messages, found {json_type(entries)}")
     return entries
 
 

@@ -122,9 +122,7 @@ def read_manifest(folder: Path, flag: str) -> Manifest | None:
     try:
         return _manifest_from(content)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{flag} {path}: fields are missing or wrong ({error}); prepare the dataset again"
-        ) from error
+        raise UserError(f"{flag} {path}: fields are missing or wrong ({error}); prepare the dataset again") from error
 
 
 def _manifest_from(content: dict[str, Any]) -> Manifest:

@@ -219,9 +219,7 @@ def _one_thread() -> Iterator[None]:
             os.environ["TOKENIZERS_PARALLELISM"] = before
 
 
-def ordered_map(
-    pool: ProcessPoolExecutor, function: Callable[[T], R], items: Iterable[T], window: int
-) -> Iterator[R]:
+def ordered_map(pool: ProcessPoolExecutor, function: Callable[[T], R], items: Iterable[T], window: int) -> Iterator[R]:
     """Like ``pool.map``, in order, but with at most ``window`` items under way, so results do not pile up."""
     waiting: deque[Future[R]] = deque()
     try:
@@ -232,17 +230,13 @@ def ordered_map(
         while waiting:
             yield waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise UserError(
-            "a worker process was killed, most likely for lack of memory; lower --num_workers"
-        ) from error
+        raise UserError("a worker process was killed, most likely for lack of memory; lower --num_workers") from error
     finally:
         for future in waiting:
             future.cancel()
 
 
-def tokenize_slices(
-    setup: TokenizeSetup, slices: Iterable[FileSlice], num_workers: int
-) -> Iterator[SliceResult]:
+def tokenize_slices(setup: TokenizeSetup, slices: Iterable[FileSlice], num_workers: int) -> Iterator[SliceResult]:
     """Tokenise slices in order, in ``num_workers`` processes.
 
     Raises:
@@ -280,9 +274,7 @@ class _Totals:
     def entry(self) -> SubDataset:
         counts = self.counts
         dropped = dict(sorted(self.dropped.items()))
-        return SubDataset(
-            self.name, self.files, counts["records"], counts["documents"], counts["tokens"], dropped
-        )
+        return SubDataset(self.name, self.files, counts["records"], counts["documents"], counts["tokens"], dropped)
 
 
 def prepare_dataset(job: PrepareJob) -> Manifest:
@@ -371,9 +363,7 @@ def _scratch_folder(cache_dir: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _tokenize_all(
-    job: PrepareJob, setup: TokenizeSetup, files: list[list[Path]], writer: BinWriter
-) -> list[_Totals]:
+def _tokenize_all(job: PrepareJob, setup: TokenizeSetup, files: list[list[Path]], writer: BinWriter) -> list[_Totals]:
     from tqdm import tqdm
 
     names = [directory.resolve().name for directory in job.input_dirs]

@@ -137,17 +137,14 @@ def parse_line(raw: bytes, where: str) -> dict[str, Any]:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{where}: not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}); "
-            "convert the file to UTF-8"
+            f"{where}: not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}); convert the file to UTF-8"
         ) from error
     try:
         value = _DECODER.decode(text)
     except RecursionError as error:
         raise UserError(f"{where}: nested too deeply; expected one flat JSON object per line") from error
     except ValueError as error:
-        raise UserError(
-            f"{where}: not valid JSON ({_reason(error)}); expected one JSON object per line"
-        ) from error
+        raise UserError(f"{where}: not valid JSON ({_reason(error)}); expected one JSON object per line") from error
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a JSON object, found {json_type(value)}")
     if b"\\ud" in raw.lower():

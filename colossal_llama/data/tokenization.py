@@ -52,9 +52,7 @@ class EncoderSpec:
     eos_id: int
 
 
-def encoder_spec(
-    tokenizer: "PreTrainedTokenizerBase", flag: str, control_tokens: Iterable[str] = ()
-) -> EncoderSpec:
+def encoder_spec(tokenizer: "PreTrainedTokenizerBase", flag: str, control_tokens: Iterable[str] = ()) -> EncoderSpec:
     """Reduce a Hugging Face tokenizer to what encoding plain text needs.
 
     Args:
@@ -69,9 +67,7 @@ def encoder_spec(
     if tokenizer.eos_token_id is None:
         raise UserError(f"{flag}: the tokenizer has no eos_token; set one in its tokenizer_config.json")
     if not tokenizer.is_fast:
-        raise UserError(
-            f"{flag}: no fast version of this tokenizer; save one as tokenizer.json in its folder"
-        )
+        raise UserError(f"{flag}: no fast version of this tokenizer; save one as tokenizer.json in its folder")
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     # Special tokens are added by id, and the byte-level post-processor would trim spaces off the offsets.
     content |= {"post_processor": None, "truncation": None, "padding": None}
@@ -142,10 +138,7 @@ class DocumentTokenizer:
         pair_texts = [sample.source + sample.target for sample in paired]
         pair_codes = self._encoder.encode(pair_texts, at_start=True, offsets=True)
         plain_iterator, pair_iterator = iter(plain_codes), iter(pair_codes)
-        return [
-            self._build(sample, next(pair_iterator if sample.source else plain_iterator))
-            for sample in samples
-        ]
+        return [self._build(sample, next(pair_iterator if sample.source else plain_iterator)) for sample in samples]
 
     def _build(self, sample: Sample, code: "Encoding") -> TokenizedSample:
         input_ids = np.array([*self._prefix, *code.ids, self._encoder.eos_id], dtype=np.int32)
@@ -220,9 +213,7 @@ class ConversationTokenizer:
                 ids, labels = [], []
             if not ids and number > 0:
                 system = self._template.system_spans(conversation.system)
-                [(turn_ids, turn_labels)] = self.encode_spans(
-                    [(system + self._turn(conversation, number), True)]
-                )
+                [(turn_ids, turn_labels)] = self.encode_spans([(system + self._turn(conversation, number), True)])
             if len(ids) + len(turn_ids) > self._max_length:
                 result.dropped_turns += 1
                 result.dropped_tokens += len(turn_ids)

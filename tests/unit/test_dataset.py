@@ -1,0 +1,158 @@
+"""Random access to prepared rows, and the checks before training."""
+
+import dataclasses
+import pickle
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+
+from colossal_llama.data.bins import BinWriter, PartTask, scratch_file, write_part
+from colossal_llama.data.dataset import PackedDataset
+from colossal_llama.data.manifest import Manifest, PartInfo, read_manifest, write_manifest
+from colossal_llama.data.tokenization import TokenizedSample
+from colossal_llama.errors import UserError
+
+BINS = 4
+MAX_LENGTH = 32
+
+
+def make_manifest(parts: list[PartInfo]) -> Manifest:
+    return Manifest(
+        kind="pretrain",
+        tokenizer_fingerprint="f" * 64,
+        vocab_size=1000,
+        max_length=MAX_LENGTH,
+        bins=len(parts),
+        seed=0,
+        documents=40,
+        characters=1,
+        rows=sum(part.rows for part in parts),
+        tokens=sum(part.tokens for part in parts),
+        target_tokens=sum(part.target_tokens for part in parts),
+        dropped={},
+        dropped_turns=0,
+        dropped_turn_tokens=0,
+        trailing_human=0,
+        sub_datasets=[],
+        parts=parts,
+    )
+
+
+def write_dataset(folder: Path, documents: int) -> Path:
+    random = np.random.default_rng(0)
+    folder.mkdir(parents=True)
+    writer = BinWriter(folder, BINS, 0, 1)
+    for _ in range(documents):
+        ids = random.integers(3, 1000, random.integers(1, 40)).astype(np.int32)
+        writer.add(0, TokenizedSample(ids, ids.copy(), ""))
+    categories = tuple(writer.finish())
+    parts = [
+        write_part(PartTask(str(scratch_file(folder, n)), str(folder), None, n, categories, MAX_LENGTH, 0))
+        for n in range(BINS)
+    ]
+    write_manifest(make_manifest(parts), folder)
+    return folder
+
+
+@pytest.fixture
+def arrow(tmp_path: Path) -> Path:
+    return write_dataset(tmp_path / "prepared" / "arrow", 40)
+
+
+def test_rows_equal_those_of_datasets(arrow: Path) -> None:
+    dataset = PackedDataset([arrow])
+    loaded = [datasets.load_from_disk(str(arrow / f"part-{n:05d}")) for n in range(BINS)]
+    assert dataset.bucket_sizes == [len(part) for part in loaded]
+    assert len(dataset) == sum(dataset.bucket_sizes)
+    rows = [row for part in loaded for row in part]
+    for index, row in enumerate(rows):
+        for name in ("input_ids", "labels"):
+            assert dataset[index][name].dtype == np.int32
+            assert dataset[index][name].tolist() == row[name]
+    for wrong in (-1, len(dataset)):
+        with pytest.raises(IndexError):
+            dataset[wrong]
+
+
+def test_parts_in_the_order_given_and_pickled(arrow: Path) -> None:
+    one = PackedDataset([arrow / "part-00000"])
+    both = PackedDataset([arrow / "part-00002", str(arrow / "part-00000")])
+    start = both.bucket_sizes[0]
+    assert both[start]["input_ids"].tolist() == one[0]["input_ids"].tolist()
+    assert [manifest is not None for manifest in both.manifests] == [True, True]
+    copy = pickle.loads(pickle.dumps(both))
+    assert copy.bucket_sizes == both.bucket_sizes
+    assert copy[start]["labels"].tolist() == both[start]["labels"].tolist()
+
+
+def test_empty_parts_are_empty_buckets(tmp_path: Path) -> None:
+    dataset = PackedDataset([write_dataset(tmp_path / "few", 2)])
+    assert dataset.bucket_sizes.count(0) == BINS - 2
+    assert len(dataset[1]["input_ids"]) > 0
+
+
+def test_check(arrow: Path) -> None:
+    dataset = PackedDataset([arrow])
+    dataset.check("f" * 64, 1000, MAX_LENGTH)
+    with pytest.raises(UserError, match="prepared with another tokenizer"):
+        dataset.check("e" * 64, 1000, MAX_LENGTH)
+    with pytest.raises(UserError, match="token ids up to 999"):
+        dataset.check("f" * 64, 999, MAX_LENGTH)
+    with pytest.raises(UserError, match="longer than --max_length 16"):
+        dataset.check("f" * 64, 1000, 16)
+
+
+def test_folder_without_manifest_is_accepted(tmp_path: Path) -> None:
+    rows = {"input_ids": [[1, 2, 3], [4, 5]], "labels": [[1, 2, 3], [-100, 5]], "other": ["a", "b"]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "up/part-00000"))  # int64 lists
+    for path in ("up", "up/part-00000"):
+        dataset = PackedDataset([tmp_path / path])
+        assert dataset.manifests == [None]
+        assert dataset[1]["labels"].tolist() == [-100, 5]
+        assert dataset[1]["labels"].dtype == np.int32
+        dataset.check("anything", 6, 3)
+        with pytest.raises(UserError, match="token ids up to 5"):
+            dataset.check("anything", 5, 3)
+
+
+def test_what_is_no_dataset(tmp_path: Path, arrow: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x", encoding="utf-8")
+    (tmp_path / "nothing").mkdir()
+    datasets.Dataset.from_dict({"text": ["a"]}).save_to_disk(str(tmp_path / "text"))
+    empty = datasets.Dataset.from_dict({"input_ids": [], "labels": []})
+    empty.save_to_disk(str(tmp_path / "empty"), num_shards=1)
+    for path, message in {
+        tmp_path / "gone": "no such folder",
+        file: "is a file",
+        tmp_path / "nothing": "not a prepared dataset",
+        arrow.parent: "did you mean",
+        tmp_path / "text": "no column input_ids, labels",
+        tmp_path / "empty": "holds no row",
+    }.items():
+        with pytest.raises(UserError, match=message) as caught:
+            PackedDataset([path])
+        assert f"--dataset {path}" in str(caught.value)
+    with pytest.raises(UserError, match="at least one folder"):
+        PackedDataset([])
+
+
+def test_damaged_folders(arrow: Path) -> None:
+    (arrow / "part-00001/data-00000-of-00001.arrow").write_bytes(b"damaged")
+    with pytest.raises(UserError, match="part-00001: cannot be read as a dataset"):
+        PackedDataset([arrow])
+    (arrow / "manifest.json").write_text('{"format_version": 99}', encoding="utf-8")
+    with pytest.raises(UserError, match="format version 99"):
+        PackedDataset([arrow])
+    (arrow / "manifest.json").write_text("{", encoding="utf-8")
+    with pytest.raises(UserError, match="not a readable manifest"):
+        PackedDataset([arrow])
+
+
+def test_manifest_round_trip(tmp_path: Path) -> None:
+    manifest = dataclasses.replace(make_manifest([PartInfo("part-00000", 1, 2, 3, 4)]), dropped={"空": 1})
+    write_manifest(manifest, tmp_path)
+    assert read_manifest(tmp_path, "--dataset") == manifest
+    assert read_manifest(tmp_path / "elsewhere", "--dataset") is None
