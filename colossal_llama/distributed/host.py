@@ -211,7 +211,7 @@ def _override_record_stream() -> None:
         if self.device.type != "cpu":
             on_device(self, stream)
 
-    torch.Tensor.record_stream = record_stream  # type: ignore[method-assign]
+    torch.Tensor.record_stream = record_stream  # type: ignore[method-assign,assignment]
 
 
 def _override_gloo_collectives() -> None:
@@ -225,7 +225,11 @@ def _override_gloo_collectives() -> None:
         return _NoWait() if async_op else None
 
     def reduce_scatter_tensor(
-        output: torch.Tensor, input: torch.Tensor, op: Any = dist.ReduceOp.SUM, group: Any = None, async_op: bool = False
+        output: torch.Tensor,
+        input: torch.Tensor,
+        op: Any = dist.ReduceOp.SUM,
+        group: Any = None,
+        async_op: bool = False,
     ) -> _NoWait | None:
         total = input.detach().clone()
         dist.all_reduce(total, op=op, group=group)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
 import os
 import random
 import socket
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from colossal_llama.distributed import host, upstream_fixes
@@ -45,7 +46,12 @@ def _fill_single_process_environment() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     os.environ.update(
-        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        RANK="0",
+        LOCAL_RANK="0",
+        WORLD_SIZE="1",
+        LOCAL_WORLD_SIZE="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
     )
 
 
@@ -54,14 +60,18 @@ def world_size_from_environment() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def quieten_libraries() -> None:
-    """Silence import-time notes of colossalai and its dependencies that no user can act on."""
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", message=".*TORCH_CUDA_ARCH_LIST.*")
-    warnings.filterwarnings("ignore", message=".*torch.distributed.reduce_op.*")
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    logging.getLogger("torch.distributed").setLevel(logging.ERROR)
+@contextlib.contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Swallow warnings while colossalai and its dependencies are imported: nothing that a user could act on.
+
+    A filter would not do: torch shows some of them whatever the filters say.
+    """
+    show = warnings.showwarning
+    warnings.showwarning = lambda *args, **kwargs: None
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def launch(seed: int) -> DistEnv:
@@ -70,27 +80,30 @@ def launch(seed: int) -> DistEnv:
     Chooses the host accelerator where there is no GPU, installs the remedies of ``upstream_fixes`` and seeds
     Python, NumPy and torch with ``seed`` (the same on every rank; what must differ per rank is seeded later).
     """
-    quieten_libraries()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Importing colossalai starts a pool of torch.compile workers per rank; nothing here is compiled.
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     _fill_single_process_environment()
-    import numpy as np
-    import torch
+    with quiet_imports():
+        import numpy as np
+        import torch
 
-    on_host = host.is_host_only()
-    if on_host:
-        host.install_host_accelerator()
-    upstream_fixes.apply()
-    import colossalai
+        on_host = host.is_host_only()
+        if on_host:
+            host.install_host_accelerator()
+        upstream_fixes.apply()
+        import colossalai
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated")
 
-    logging.getLogger("colossalai").setLevel(logging.WARNING)
     colossalai.launch_from_torch(backend="gloo" if on_host else "nccl", seed=seed, verbose=False)
-    for name in list(logging.Logger.manager.loggerDict):
-        if name.startswith("colossalai"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+    colossalai.logging.get_dist_logger().set_level("WARNING")
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     device = "cpu" if on_host else f"cuda:{torch.cuda.current_device()}"
-    return DistEnv(rank=torch.distributed.get_rank(), world_size=torch.distributed.get_world_size(), device=device)
+    return DistEnv(
+        rank=torch.distributed.get_rank(), world_size=torch.distributed.get_world_size(), device=device
+    )
 
 
 def shut_down() -> None:

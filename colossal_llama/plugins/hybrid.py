@@ -41,7 +41,9 @@ def _check(options: PluginOptions, world_size: int) -> None:
     if options.sp_mode is None and options.sp > 1:
         raise UserError(f"--sp {options.sp} needs --enable_sequence_parallelism")
     if _shares_tp_ranks(options) and options.tp == 1:
-        raise UserError(f"--sp_mode {options.sp_mode} splits sequences over the tensor parallel ranks: set --tp above 1")
+        raise UserError(
+            f"--sp_mode {options.sp_mode} splits sequences over the tensor parallel ranks: set --tp above 1"
+        )
     if _shares_tp_ranks(options) and options.sp > 1:
         raise UserError(f"--sp_mode {options.sp_mode} uses the --tp {options.tp} ranks: leave --sp at 1")
     if options.sp_mode == "all_to_all" and options.sp == 1:

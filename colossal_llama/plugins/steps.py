@@ -82,8 +82,16 @@ def _loss_weight(target_tokens: torch.Tensor, layout: ParallelLayout) -> torch.T
     return dist.get_world_size(layout.token_group) / target_tokens.clamp(min=1)
 
 
-def _to_device(batch: Batch, device: str) -> Batch:
-    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+def _prepare(batch: Batch, boosted: Boosted) -> Batch:
+    """The batch on the device, with an attention mask where the attention needs one.
+
+    Rows are padded on the right, so that causal attention alone keeps padding out. Only the eager attention of
+    sequence parallelism wants a mask: transformers 4.51 makes its causal mask one column too wide without.
+    """
+    moved = {name: tensor.to(boosted.device, non_blocking=True) for name, tensor in batch.items()}
+    if boosted.options.sp_mode and not boosted.options.flash_attention:
+        moved["attention_mask"] = torch.ones_like(moved["input_ids"])
+    return moved
 
 
 def _grad_norm_of(optimizer: Any) -> float | None:
@@ -107,7 +115,7 @@ class DataParallelStep:
         weight = _loss_weight(target_tokens, boosted.layout)
         loss_sum = torch.zeros((), device=boosted.device)
         for index, batch in enumerate(micro_batches):
-            batch = _to_device(batch, boosted.device)
+            batch = _prepare(batch, boosted)
             with self._sync_context(is_last=index == len(micro_batches) - 1):
                 loss = self._forward(batch)
                 boosted.booster.backward(loss * weight, boosted.optimizer)
@@ -122,7 +130,8 @@ class DataParallelStep:
         device_type = boosted.device.split(":")[0]
         dtype = self._autocast_dtype
         with torch.autocast(device_type, dtype=dtype) if dtype else contextlib.nullcontext():
-            outputs = boosted.model(input_ids=batch["input_ids"], use_cache=False)
+            inputs = {name: tensor for name, tensor in batch.items() if name != "targets"}
+            outputs = boosted.model(**inputs, use_cache=False)
         return token_loss_sum(outputs["logits"], batch["targets"], boosted.layout)
 
     def _sync_context(self, is_last: bool) -> Any:
@@ -159,7 +168,7 @@ class PipelineStep:
         """See :class:`TrainStep`."""
         boosted = self._boosted
         target_tokens = _count_targets(micro_batches, boosted)
-        batch = _to_device(_concatenate(micro_batches), boosted.device)
+        batch = _prepare(_concatenate(micro_batches), boosted)
         result = boosted.booster.execute_pipeline(
             iter([batch]),
             boosted.model,
@@ -184,7 +193,9 @@ class PipelineStep:
     def _mean_loss(self, weighted: torch.Tensor | None) -> float:
         """The step's loss on every rank; only the last stage has ``weighted``, its ranks' shares of it."""
         layout = self._boosted.layout
-        total = torch.zeros((), device=self._boosted.device) if weighted is None else weighted.detach().float()
+        total = (
+            torch.zeros((), device=self._boosted.device) if weighted is None else weighted.detach().float()
+        )
         dist.all_reduce(total, group=layout.token_group)
         dist.all_reduce(total, group=layout.pp_group)
         return total.item() / dist.get_world_size(layout.token_group)

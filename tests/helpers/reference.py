@@ -1,0 +1,66 @@
+"""The reference: one process, plain PyTorch and transformers, fp32, no Colossal-AI."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from colossal_llama.data.collator import PackedCollator
+from colossal_llama.data.dataset import PackedDataset
+from colossal_llama.data.loader import StepLoader
+from colossal_llama.data.sampler import BucketSampler
+from colossal_llama.optim import ADAM_BETAS, build_lr_scheduler
+from colossal_llama.schedule import TrainSchedule
+
+
+@dataclass
+class Reference:
+    """Losses and gradient norms (before clipping) of all steps, and the weights after the last."""
+
+    losses: list[float]
+    grad_norms: list[float]
+    weights: dict[str, torch.Tensor]
+
+
+def train_reference(
+    model_dir: Path,
+    part: Path,
+    global_batch: int,
+    lr: float,
+    max_norm: float = 1.0,
+    weight_decay: float = 0.1,
+    trainable: tuple[str, ...] = (),
+) -> Reference:
+    """Train one epoch on ``part`` in the order that train.py uses, the whole global batch in one forward pass.
+
+    Args:
+        trainable: substrings of the names of the trained parameters; empty for all.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(model_dir), torch_dtype=torch.float32)
+    model.train()
+    for name, param in model.named_parameters():
+        param.requires_grad = not trainable or any(text in name for text in trainable)
+    rows = PackedDataset([str(part)])
+    schedule = TrainSchedule(len(rows), 1, global_batch, 1, 1)
+    params = [param for param in model.parameters() if param.requires_grad]
+    optimizer = torch.optim.AdamW(params, lr=lr, betas=ADAM_BETAS, weight_decay=weight_decay)
+    scheduler = build_lr_scheduler(optimizer, schedule.total_steps, schedule.resolved_warmup_steps)
+    loader = StepLoader(
+        rows, BucketSampler(rows.bucket_sizes, 42), PackedCollator(1, 32, "max_length"), schedule, 0
+    )
+    losses, grad_norms = [], []
+    for _, (batch,) in loader.epoch(0):
+        logits = model(input_ids=batch["input_ids"]).logits
+        loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch["targets"].flatten())
+        loss.backward()
+        grad_norms.append(torch.nn.utils.clip_grad_norm_(params, max_norm).item())
+        optimizer.step()
+        optimizer.zero_grad()
+        scheduler.step()
+        losses.append(loss.item())
+    weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return Reference(losses, grad_norms, weights)

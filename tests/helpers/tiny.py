@@ -1,0 +1,90 @@
+"""A small Llama with a real byte-level BPE tokenizer and fixed rows, made in seconds."""
+
+from __future__ import annotations
+
+import pydoc_data.topics
+from pathlib import Path
+
+import numpy as np
+
+VOCAB_SIZE = 512
+ROW_LENGTH = 32
+
+
+def english_text() -> str:
+    """English technical prose that every Python carries."""
+    return "\n\n".join(pydoc_data.topics.topics.values())
+
+
+def save_tiny_tokenizer(folder: Path, vocab_size: int = VOCAB_SIZE) -> None:
+    """Train a byte-level BPE tokenizer with ``<s>`` and ``</s>`` and save it as a Hugging Face folder."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([english_text()[:300_000]], trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
+    fast.save_pretrained(str(folder))
+
+
+def save_tiny_model(
+    folder: Path, vocab_size: int = VOCAB_SIZE, tied: bool = False, layers: int = 2, seed: int = 0
+) -> Path:
+    """A random Llama (hidden 64, 4 heads, 2 key/value heads) and its tokenizer in ``folder``."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        eos_token_id=1,
+        tie_word_embeddings=tied,
+        initializer_range=0.05,
+    )
+    LlamaForCausalLM(config).save_pretrained(str(folder))
+    save_tiny_tokenizer(folder, vocab_size)
+    return folder
+
+
+def save_rows(folder: Path, count: int, vocab_size: int = VOCAB_SIZE, seed: int = 0) -> Path:
+    """One prepared part of rows with different lengths and different numbers of targets.
+
+    Row i has 12 to 32 tokens; the labels of a leading third are masked in every second row.
+    """
+    import datasets
+
+    rng = np.random.default_rng(seed)
+    rows = {"input_ids": [], "labels": []}
+    for index in range(count):
+        length = int(rng.integers(12, ROW_LENGTH + 1))
+        # A skewed distribution gives the model something to learn.
+        ids = (rng.beta(0.5, 3.0, length) * (vocab_size - 2)).astype(np.int32) + 2
+        labels = ids.copy()
+        if index % 2:
+            labels[: length // 3] = -100
+        rows["input_ids"].append(ids)
+        rows["labels"].append(labels)
+    features = datasets.Features(
+        {
+            "input_ids": datasets.Sequence(datasets.Value("int32")),
+            "labels": datasets.Sequence(datasets.Value("int32")),
+        }
+    )
+    path = folder / "part-00000"
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(path))
+    return path

@@ -1,0 +1,86 @@
+"""train.py for tests: the same main, with hooks that environment variables switch on.
+
+GEMINI_SMALL_CHUNKS=1  chunks small enough that Gemini really shards a tiny model
+DUMP_LOGITS=FILE       after training, write the model's logits on fixed ids (whole vocabulary) to FILE
+UNDO=name,...          take single remedies out, to show what goes wrong without them
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from colossal_llama.commands import train as command
+from colossal_llama.distributed import upstream_fixes
+from colossal_llama.plugins import gemini
+
+
+def fixed_ids(vocab_size: int) -> Any:
+    import torch
+
+    return torch.arange(2 * 32).view(2, 32) * 7 % vocab_size
+
+
+def dump_logits(step: Any, path: str) -> None:
+    """Write float32 logits of the boosted model on :func:`fixed_ids`; tensor-parallel shards are joined."""
+    import torch
+    import torch.distributed as dist
+
+    boosted = step._boosted
+    boosted.model.eval()
+    dtypes = {buffer.dtype for name, buffer in boosted.model.unwrap().named_buffers() if name.endswith("inv_freq")}
+    assert dtypes == {torch.float32}, f"RoPE frequencies are {dtypes}"
+    with torch.no_grad():
+        logits = boosted.model(
+            input_ids=fixed_ids(boosted.model.unwrap().config.vocab_size), use_cache=False
+        )["logits"]
+    if boosted.layout.tp_group is not None:
+        shards = [torch.empty_like(logits) for _ in range(dist.get_world_size(boosted.layout.tp_group))]
+        dist.all_gather(shards, logits.contiguous(), group=boosted.layout.tp_group)
+        logits = torch.cat(shards, dim=-1)
+    if dist.get_rank() == 0:
+        torch.save(logits.float(), path)
+
+
+def install_hooks() -> None:
+    if os.environ.get("GEMINI_SMALL_CHUNKS"):
+        gemini.CHUNK_SEARCH.update(min_chunk_size_m=0.01, search_range_m=1)
+    for name in filter(None, os.environ.get("UNDO", "").split(",")):
+        undo(name)
+    if path := os.environ.get("DUMP_LOGITS"):
+        fit = command.fit
+
+        def fit_and_dump(config: Any, env: Any, step: Any, *rest: Any) -> None:
+            fit(config, env, step, *rest)
+            dump_logits(step, path)
+
+        command.fit = fit_and_dump
+
+
+def undo(name: str) -> None:
+    """Disable one remedy by its name."""
+    if name == "rope":
+        from colossal_llama.model import rope
+
+        rope.restore_rope_precision = lambda model: 0
+    elif name == "masters":
+        from colossal_llama.checkpoint import manager
+
+        manager.load_masters = lambda *args: None
+    elif name == "eager":
+        from colossal_llama.model import loader
+
+        load = loader.load_model
+        loader.load_model = lambda folder, flag, precision, attention, *rest: load(
+            folder, flag, precision, "sdpa", *rest
+        )
+    elif hasattr(upstream_fixes, name):
+        setattr(upstream_fixes, name, lambda: None)
+    else:
+        raise ValueError(f"no remedy called {name}")
+
+
+if __name__ == "__main__":
+    install_hooks()
+    sys.exit(command.main())
