@@ -1,5 +1,6 @@
 """Loss masks and token ids of every chat template on real tokenizers, against apply_chat_template."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,13 @@ def bind(name: str, tokenizer: Any) -> BoundTemplate:
     return CHAT_TEMPLATES.get(name).bind(tokenizer, name, "--tokenizer_dir")
 
 
+@functools.cache
+def make_encoder(tokenizer: Any, control_tokens: tuple[str, ...]) -> TextEncoder:
+    return TextEncoder(encoder_spec(tokenizer, "--tokenizer_dir", control_tokens))
+
+
 def tokenize(template: BoundTemplate, tokenizer: Any, questions: list[str], answers: list[str]) -> TokenizedSample:
-    encoder = TextEncoder(encoder_spec(tokenizer, "--tokenizer_dir", template.control_tokens))
+    encoder = make_encoder(tokenizer, tuple(template.control_tokens))
     messages = [
         message
         for question, answer in zip(questions, answers, strict=True)

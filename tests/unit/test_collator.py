@@ -30,9 +30,7 @@ def test_longest_is_rounded_up(multiple: int, length: int) -> None:
 
 def test_every_label_but_the_first_becomes_a_target() -> None:
     batch = PackedCollator(0, 8, "longest")(ROWS)
-    assert int((batch["targets"] != -100).sum()) == sum(
-        int((row["labels"][1:] != -100).sum()) for row in ROWS
-    )
+    assert int((batch["targets"] != -100).sum()) == sum(int((row["labels"][1:] != -100).sum()) for row in ROWS)
 
 
 def test_empty_row_and_wrong_arguments() -> None:

@@ -1,5 +1,6 @@
 """Documents and long conversations to ids and labels."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,13 @@ def tokenizer(request: pytest.FixtureRequest) -> Any:
 
 
 def documents(tokenizer: Any) -> DocumentTokenizer:
-    return DocumentTokenizer(TextEncoder(encoder_spec(tokenizer, "--tokenizer_dir")))
+    return DocumentTokenizer(make_encoder(tokenizer, tokenizer.bos_token, tokenizer.eos_token))
+
+
+@functools.cache
+def make_encoder(tokenizer: Any, bos: str | None, eos: str | None) -> TextEncoder:
+    """One encoder per tokenizer and setting of its markers: it costs half a second."""
+    return TextEncoder(encoder_spec(tokenizer, "--tokenizer_dir"))
 
 
 def plain_ids(tokenizer: Any, text: str) -> list[int]:
@@ -44,14 +51,10 @@ def test_text_without_source_is_learned_whole(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("add_bos", [True, False])
-def test_markers_are_added_once_whatever_the_tokenizer_would_do(
-    sentencepiece_dir: Path, add_bos: bool
-) -> None:
+def test_markers_are_added_once_whatever_the_tokenizer_would_do(sentencepiece_dir: Path, add_bos: bool) -> None:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(
-        str(sentencepiece_dir), add_bos_token=add_bos, add_eos_token=add_bos
-    )
+    tokenizer = AutoTokenizer.from_pretrained(str(sentencepiece_dir), add_bos_token=add_bos, add_eos_token=add_bos)
     [result] = documents(tokenizer).tokenize([Sample("", "text", "")])
     ids = result.input_ids.tolist()
     assert ids.count(tokenizer.bos_token_id) == ids.count(tokenizer.eos_token_id) == 1
@@ -108,7 +111,7 @@ def test_no_bos_is_left_out_and_no_eos_is_refused(smollm2_tokenizer_dir: Path) -
 
 def conversations(tokenizer: Any, max_length: int) -> ConversationTokenizer:
     template = CHAT_TEMPLATES.get("colossal_llama_3").bind(tokenizer, "colossal_llama_3", "--tokenizer_dir")
-    encoder = TextEncoder(encoder_spec(tokenizer, "--tokenizer_dir", template.control_tokens))
+    encoder = make_encoder(tokenizer, tokenizer.bos_token, tokenizer.eos_token)
     return ConversationTokenizer(encoder, template, max_length)
 
 
