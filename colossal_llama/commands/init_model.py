@@ -42,9 +42,7 @@ def init_model(config: InitModelConfig) -> None:
     old, new = _load_fast(source, SOURCE_FLAG), _load_fast(tokenizer_dir, TOKENIZER_FLAG)
     growth = vocabulary_growth(old, new)
     model = load_causal_lm(source, SOURCE_FLAG)
-    rows = expand_embeddings(
-        model, growth.old_ids, growth.new_ids, growth.sub_tokens, config.pad_to_multiple_of
-    )
+    rows = expand_embeddings(model, growth.old_ids, growth.new_ids, growth.sub_tokens, config.pad_to_multiple_of)
     with atomic_directory(target) as scratch:
         copy_beside_model(tokenizer_dir, scratch)
         save_model(model, source, scratch)

@@ -12,9 +12,7 @@ OVERWRITE_HELP = "replace the output when it exists already"
 class MineTokensConfig:
     """Flags of ``scripts/mine_tokens.py``."""
 
-    text_files: list[str] = flag(
-        help="text to find pieces in: .jsonl (fields target or text) or plain UTF-8 text"
-    )
+    text_files: list[str] = flag(help="text to find pieces in: .jsonl (fields target or text) or plain UTF-8 text")
     tokenizer_dir: str = flag(help="tokenizer that lacks the pieces: a Hugging Face folder")
     output_file: str = flag(help='where to write the pieces, one {"piece": "..."} a line')
     num_tokens: int = flag(1000, help="how many pieces to write at most")
@@ -48,9 +46,7 @@ class InitModelConfig:
 
     source_model_and_tokenizer_path: str = flag(help="model and its own tokenizer: a Hugging Face folder")
     target_tokenizer_path: str = flag(help="the wider tokenizer that init_tokenizer.py wrote")
-    target_model_path: str = flag(
-        help="where the wider model goes; may be the same folder as --target_tokenizer_path"
-    )
+    target_model_path: str = flag(help="where the wider model goes; may be the same folder as --target_tokenizer_path")
     pad_to_multiple_of: int = flag(
         1, help="round the number of embedding rows up to a multiple of this (tensor parallelism, kernels)"
     )

@@ -126,9 +126,7 @@ def expand_tokenizer(
 def _family_of(old: "PreTrainedTokenizerBase", source_dir: Path) -> tuple[_Family, dict[str, Any]]:
     """The family by the files: a byte-level ``tokenizer.json`` first, then ``tokenizer.model``."""
     if not old.is_fast:
-        raise UserError(
-            f"{SOURCE_FLAG} {source_dir}: {type(old).__name__} has no fast version; cannot widen it"
-        )
+        raise UserError(f"{SOURCE_FLAG} {source_dir}: {type(old).__name__} has no fast version; cannot widen it")
     # The backend as loaded holds what tokenizer_config.json adds to tokenizer.json, too.
     backend: dict[str, Any] = json.loads(old.backend_tokenizer.to_str())  # type: ignore[attr-defined]
     if bytelevel.is_byte_level(backend):
@@ -160,9 +158,7 @@ def _byte_level_family(old: "PreTrainedTokenizerBase", backend: dict[str, Any], 
     )
 
 
-def _sentencepiece_family(
-    old: "PreTrainedTokenizerBase", backend: dict[str, Any], source_dir: Path
-) -> _Family:
+def _sentencepiece_family(old: "PreTrainedTokenizerBase", backend: dict[str, Any], source_dir: Path) -> _Family:
     model = sentencepiece.read_model(source_dir / "tokenizer.model")
 
     def write(folder: Path) -> None:
@@ -212,9 +208,7 @@ def _report(
         new_size=max(new.get_vocab().values()) + 1,
         pieces=selection.pieces,
         intermediates=intermediates,
-        partial_characters=sum(not bytelevel.is_whole_text(token) for token in intermediates)
-        if partial
-        else 0,
+        partial_characters=sum(not bytelevel.is_whole_text(token) for token in intermediates) if partial else 0,
         skipped=selection.skipped,
         unreachable=unreachable_pieces(new, selection.pieces, family.spell),
     )
@@ -228,7 +222,5 @@ def unreachable_pieces(
     model = tokenizer.backend_tokenizer.model  # type: ignore[attr-defined]
     model.ignore_merges = False  # would hide an unreachable piece that stands alone, but not inside a word
     return [
-        piece
-        for piece in pieces
-        if [token.id for token in model.tokenize(spell(piece))] != [vocabulary[spell(piece)]]
+        piece for piece in pieces if [token.id for token in model.tokenize(spell(piece))] != [vocabulary[spell(piece)]]
     ]

@@ -48,7 +48,26 @@ def load_tokenizer(path: str | Path, flag: str) -> "PreTrainedTokenizerBase":
         try:
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         except Exception as error:  # a broken file gives a dozen types, bare Exception among them
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(
-                f"{flag} {folder}: the tokenizer's files cannot be read ({reason}); copy the folder again"
-            ) from error
+            raise UserError(f"{flag} {folder}: {explain_failure(folder, error)}") from error
+
+
+def explain_failure(folder: Path, error: Exception) -> str:
+    """Why transformers could not load the tokenizer in ``folder``, in terms of its files."""
+    has_json = (folder / "tokenizer.json").is_file()
+    if not has_json and (folder / "tokenizer.model").is_file() and not is_sentencepiece(folder / "tokenizer.model"):
+        return "tokenizer.model is truncated or not a SentencePiece model; copy the file again"
+    if not any((folder / name).is_file() for name in ("tokenizer_config.json", "config.json")):
+        return "has no tokenizer_config.json, which names the tokenizer's class; copy it beside the other files"
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"the tokenizer's files cannot be read ({reason}); copy the folder again"
+
+
+def is_sentencepiece(path: Path) -> bool:
+    """Whether SentencePiece can load ``path``."""
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        SentencePieceProcessor().LoadFromSerializedProto(path.read_bytes())
+    except RuntimeError:
+        return False
+    return True

@@ -96,7 +96,8 @@ def _train_cutter(runs: Counter[str], size: int, max_characters: int) -> "Tokeni
     characters = {character for run in runs for character in run}
     cutter = Tokenizer(BPE())
     trainer = BpeTrainer(
-        vocab_size=size + len(characters),  # the alphabet is not limited: every character is a candidate
+        # The alphabet is not limited: every character is a candidate. The trainer would join two in any case.
+        vocab_size=len(characters) + (size if max_characters > 1 else 0),
         max_token_length=max_characters,
         min_frequency=2,
         show_progress=False,

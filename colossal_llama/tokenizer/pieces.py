@@ -72,9 +72,7 @@ def _parse_line(raw: bytes, where: str) -> str:
         raise UserError(f'{where}: not JSON; expected {{"piece": "..."}}') from error
     piece = record.get("piece") if isinstance(record, dict) else None
     if not isinstance(piece, str):
-        raise UserError(
-            f'{where}: expected {{"piece": "..."}} with a string, found {raw.decode()[:60].strip()}'
-        )
+        raise UserError(f'{where}: expected {{"piece": "..."}} with a string, found {raw.decode()[:60].strip()}')
     if not piece:
         raise UserError(f"{where}: the piece is empty; remove the line")
     return piece

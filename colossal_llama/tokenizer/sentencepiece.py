@@ -5,7 +5,6 @@ slow and the fast tokenizer, which break ties differently, never meet a tie.
 """
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,11 +117,18 @@ def absorb_added_tokens(proto: Any, tokenizer: "PreTrainedTokenizerBase", path: 
 
 def append_pieces(proto: Any, pieces: list[str]) -> None:
     """Append ``pieces`` with scores that continue below the lowest old score, in their order."""
-    lowest = min((piece.score for piece in proto.pieces if piece.type == NORMAL), default=0.0)
-    start = math.floor(lowest) - 1  # whole numbers stay distinct in 32 bits up to 16 million pieces
-    for rank, piece in enumerate(pieces):
-        proto.pieces.add(piece=piece, score=float(start - rank), type=NORMAL)
+    score = min((piece.score for piece in proto.pieces if piece.type == NORMAL), default=0.0)
+    for piece in pieces:
+        score = _next_lower_score(score)
+        proto.pieces.add(piece=piece, score=score, type=NORMAL)
     proto.trainer_spec.vocab_size = len(proto.pieces)
+
+
+def _next_lower_score(score: float) -> float:
+    """One less, or the next lower 32-bit float: next to -1e9, Mistral's lowest score, one less is no change."""
+    import numpy as np
+
+    return min(score - 1.0, float(np.nextafter(np.float32(score), np.float32(-np.inf))))
 
 
 def fast_vocabulary(proto: Any, absorbed: range) -> tuple[dict[str, int], list[list[str]]]:
