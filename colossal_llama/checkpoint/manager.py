@@ -12,6 +12,7 @@ Layout of ``<save_dir>/epoch-E_step-S/``, upstream's with additions:
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -115,8 +116,12 @@ def read_running_states(folder: Path) -> dict[str, Any]:
 
 
 def existing_checkpoints(save_dir: Path) -> list[Path]:
-    """Complete checkpoints in ``save_dir``."""
-    return sorted(path.parent for path in save_dir.glob(f"epoch-*_step-*/{RUNNING_STATES}"))
+    """Complete checkpoints in ``save_dir``, oldest first."""
+
+    def progress(folder: Path) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", folder.name)]
+
+    return sorted((path.parent for path in save_dir.glob(f"epoch-*_step-*/{RUNNING_STATES}")), key=progress)
 
 
 class CheckpointManager:
@@ -166,7 +171,9 @@ class CheckpointManager:
             self._write_model(folder / MODELING)
             self._write_optimizer(folder)
             if self._rank == 0:
-                content = asdict(state) | asdict(self._identity) | {"sample_start_index": state.consumed_samples}
+                content = (
+                    asdict(state) | asdict(self._identity) | {"sample_start_index": state.consumed_samples}
+                )
                 (folder / RUNNING_STATES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
         self._publish(target, write)
@@ -193,7 +200,9 @@ class CheckpointManager:
         load_masters(self._model, self._optimizer, folder / MASTERS, self._rank, self._world_size)
         self._load_loss_scale(folder / LOSS_SCALE)
         if not load_rng(folder / RNG, self._rank, self._generators):
-            raise UserError(f"{folder / RNG}: no generator state of rank {self._rank}; resume from another checkpoint")
+            raise UserError(
+                f"{folder / RNG}: no generator state of rank {self._rank}; resume from another checkpoint"
+            )
         _barrier()
         return TrainState.from_mapping(stored)
 

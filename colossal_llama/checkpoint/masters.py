@@ -43,7 +43,10 @@ def save_masters(model: Any, optimizer: Any, folder: Path, rank: int, world_size
     masters = master_weights(model, optimizer)
     if masters:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.save({name: tensor.detach().cpu() for name, tensor in masters.items()}, masters_path(folder, rank, world_size))
+        torch.save(
+            {name: tensor.detach().cpu() for name, tensor in masters.items()},
+            masters_path(folder, rank, world_size),
+        )
 
 
 def load_masters(model: Any, optimizer: Any, folder: Path, rank: int, world_size: int) -> None:
@@ -59,10 +62,14 @@ def load_masters(model: Any, optimizer: Any, folder: Path, rank: int, world_size
         return
     path = masters_path(folder, rank, world_size)
     if not path.is_file():
-        raise UserError(f"{path}: missing; resume with the number of processes and the layout that wrote {folder.parent}")
+        raise UserError(
+            f"{path}: missing; resume with the number of processes and the layout that wrote {folder.parent}"
+        )
     stored = torch.load(path, map_location="cpu", weights_only=True)
     if {name: tensor.shape for name, tensor in stored.items()} != {n: t.shape for n, t in current.items()}:
-        raise UserError(f"{path}: holds other weights; resume with the plugin and layout that wrote {folder.parent}")
+        raise UserError(
+            f"{path}: holds other weights; resume with the plugin and layout that wrote {folder.parent}"
+        )
     with torch.no_grad():
         for name, tensor in current.items():
             tensor.copy_(stored[name])

@@ -83,9 +83,7 @@ def check_same_model(expected: dict[str, Any], found: dict[str, Any], folder: Pa
         "num_key_value_heads", "vocab_size",
     )  # fmt: skip
     differing = [
-        f"{key} {found.get(key)} instead of {expected.get(key)}"
-        for key in keys
-        if found.get(key) != expected.get(key)
+        f"{key} {found.get(key)} instead of {expected.get(key)}" for key in keys if found.get(key) != expected.get(key)
     ]
     if differing:
         raise UserError(f"--load_checkpoint {folder}: a checkpoint of another model: {', '.join(differing)}")
@@ -97,9 +95,7 @@ def run_stage(config: TrainConfig, spec: Any, inputs: Inputs, env: Any) -> None:
     from colossal_llama.plugins import build_options
     from colossal_llama.plugins.steps import Boosted, build_step
 
-    options = build_options(
-        config, on_host=env.device == "cpu", flash_attention=use_flash_attention(config, env)
-    )
+    options = build_options(config, on_host=env.device == "cpu", flash_attention=use_flash_attention(config, env))
     plugin = spec.make(options)
     layout = spec.layout(plugin, options)
     tokenizer, pad_token_id = build_tokenizer(config, inputs)
@@ -163,9 +159,7 @@ def build_tokenizer(config: TrainConfig, inputs: Inputs) -> tuple[Any, int]:
     pad_token_id = tokenizer.eos_token_id if config.pad_token == "eos" else tokenizer.unk_token_id
     if pad_token_id is None:
         other = "unk" if config.pad_token == "eos" else "eos"
-        raise UserError(
-            f"--pad_token {config.pad_token}: the tokenizer has no such token; try --pad_token {other}"
-        )
+        raise UserError(f"--pad_token {config.pad_token}: the tokenizer has no such token; try --pad_token {other}")
     return tokenizer, pad_token_id
 
 
@@ -174,17 +168,13 @@ def build_rows(config: TrainConfig, inputs: Inputs, tokenizer: Any) -> Any:
     if config.benchmark:
         from colossal_llama.data.random_rows import RandomRows
 
-        return RandomRows(
-            config.num_samples, config.max_length, inputs.model_config["vocab_size"], config.seed
-        )
+        return RandomRows(config.num_samples, config.max_length, inputs.model_config["vocab_size"], config.seed)
     from colossal_llama.data.dataset import PackedDataset
     from colossal_llama.tokenizer.fingerprint import tokenizer_fingerprint
 
     dataset = PackedDataset(config.dataset)
     dataset.check(tokenizer_fingerprint(tokenizer), inputs.model_config["vocab_size"], config.max_length)
-    templates = [
-        manifest.chat_template for manifest in dataset.manifests if manifest and manifest.chat_template
-    ]
+    templates = [manifest.chat_template for manifest in dataset.manifests if manifest and manifest.chat_template]
     if templates:
         tokenizer.chat_template = templates[0].jinja
     return dataset
@@ -223,11 +213,7 @@ def build_model(config: TrainConfig, spec: Any, options: Any, inputs: Inputs, en
 
     # Eager attention makes its causal mask itself; see distributed.upstream_fixes on sequence parallelism.
     attention = "eager" if options.sp_mode else "sdpa"
-    if (
-        options.flash_attention
-        and not options.sp_mode
-        and config.plugin not in ("3d", "gemini", "gemini_auto")
-    ):
+    if options.flash_attention and not options.sp_mode and config.plugin not in ("3d", "gemini", "gemini_auto"):
         attention = "flash_attention_2"
     model = load_model(
         inputs.weights,
@@ -281,9 +267,7 @@ def boost(
     return booster, model, optimizer, lr_scheduler
 
 
-def attach_neftune(
-    config: TrainConfig, model: Any, pad_token_id: int, layout: Any, env: Any
-) -> dict[str, Any]:
+def attach_neftune(config: TrainConfig, model: Any, pad_token_id: int, layout: Any, env: Any) -> dict[str, Any]:
     """Switch NEFTune on where asked for; returns the generators that a checkpoint must hold."""
     if not config.use_neft:
         return {}
@@ -397,9 +381,7 @@ def fit(
     # Sequence-parallel ranks take equal slices of a row.
     multiple_of = max(config.sp, config.tp if config.enable_sequence_parallelism else 1)
     collate = PackedCollator(pad_token_id, config.max_length, config.padding_mode, multiple_of)
-    loader = StepLoader(
-        rows, BucketSampler(rows.bucket_sizes, config.seed), collate, schedule, layout.data_rank
-    )
+    loader = StepLoader(rows, BucketSampler(rows.bucket_sizes, config.seed), collate, schedule, layout.data_rank)
     tracker = MetricTracker(build_writers(config, env, schedule, state.global_step))
     trainer = Trainer(
         step=step,

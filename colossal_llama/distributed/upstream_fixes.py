@@ -40,6 +40,7 @@ def apply() -> None:
     _fix_gemini_accumulation()
     _fix_adam_clipping_of_bf16_gradients()
     _fix_gradient_norm_of_empty_stage()
+    _fix_safetensors_of_tied_weights()
     _applied = True
 
 
@@ -157,3 +158,27 @@ def _fix_gradient_norm_of_empty_stage() -> None:
         optimizer_class._compute_grad_norm = joining(optimizer_class._compute_grad_norm)
     zero_class = hybrid.HybridParallelZeroOptimizer
     zero_class._compute_grad_norm = joining_zero(zero_class._compute_grad_norm)
+
+
+def _fix_safetensors_of_tied_weights() -> None:
+    """checkpoint_io/utils.py:490: tied embeddings share memory, which safetensors refuses to write.
+
+    Each name gets its own copy in the file, as the index beside it announces.
+    """
+    import torch
+    from colossalai.checkpoint_io import utils
+
+    save = utils.save_state_dict
+
+    def save_without_aliases(state_dict: dict, checkpoint_file_path: str, use_safetensors: bool) -> None:
+        if use_safetensors:
+            seen: set[int] = set()
+            state_dict = dict(state_dict)
+            for name, tensor in state_dict.items():
+                if isinstance(tensor, torch.Tensor) and tensor.data_ptr() in seen:
+                    state_dict[name] = tensor.detach().clone()
+                elif isinstance(tensor, torch.Tensor):
+                    seen.add(tensor.data_ptr())
+        save(state_dict, checkpoint_file_path, use_safetensors)
+
+    utils.save_state_dict = save_without_aliases

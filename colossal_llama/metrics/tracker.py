@@ -27,7 +27,14 @@ class MetricTracker:
         self._last = time.perf_counter()
 
     def record(
-        self, step: int, epoch: int, loss: float, lr: float, grad_norm: float | None, tokens: int, target_tokens: int
+        self,
+        step: int,
+        epoch: int,
+        loss: float,
+        lr: float,
+        grad_norm: float | None,
+        tokens: int,
+        target_tokens: int,
     ) -> None:
         """Write the metrics of one optimizer step.
 

@@ -62,7 +62,9 @@ class ProgressWriter:
     def __init__(self, total_steps: int, first_step: int) -> None:
         from tqdm import tqdm
 
-        self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=1.0)
+        self._bar = tqdm(
+            total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=1.0
+        )
 
     def write(self, step: int, metrics: Metrics) -> None:
         """See :class:`MetricWriter`."""

@@ -26,7 +26,9 @@ def read_model_config(folder: Path, flag: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); the file is damaged, copy the model again") from error
+        raise UserError(
+            f"{path}: not valid JSON ({error}); the file is damaged, copy the model again"
+        ) from error
     if not isinstance(content, dict) or "model_type" not in content:
         raise UserError(f"{path}: has no model_type; expected the config.json of a Hugging Face model")
     return content

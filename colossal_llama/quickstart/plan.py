@@ -1,0 +1,87 @@
+"""How much of everything the quickstart does, for SmolLM2-135M and for the tiny model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One training stage.
+
+    Attributes:
+        name: folder and label.
+        title: what the report calls it.
+        chinese, english: characters of text to learn from.
+        lr: peak learning rate.
+        embeddings_only: train nothing but the embeddings.
+        conversations: the texts become conversations and NEFTune is on.
+        pairs: the English texts become source and target, loss on the target.
+    """
+
+    name: str
+    title: str
+    chinese: int
+    english: int
+    lr: float
+    embeddings_only: bool = False
+    conversations: bool = False
+    pairs: bool = False
+
+
+@dataclass(frozen=True)
+class QuickstartPlan:
+    """Sizes of one variant of the quickstart.
+
+    Attributes:
+        new_tokens: pieces to mine and add.
+        max_length: row length in tokens.
+        global_batch: rows per optimizer step.
+        passage_characters: longest passage, Chinese and English.
+        held_out: characters to measure on, Chinese and English.
+        stages: in order.
+        base_stage: trains the base model first, where there is none to start from.
+    """
+
+    new_tokens: int
+    max_length: int
+    global_batch: int
+    passage_characters: tuple[int, int]
+    held_out: tuple[int, int]
+    stages: tuple[StagePlan, ...]
+    base_stage: StagePlan | None = None
+
+    @property
+    def all_stages(self) -> tuple[StagePlan, ...]:
+        """The base stage, if any, and the others."""
+        return self.stages if self.base_stage is None else (self.base_stage, *self.stages)
+
+
+FULL = QuickstartPlan(
+    new_tokens=320,
+    max_length=512,
+    global_batch=2,
+    passage_characters=(180, 700),
+    held_out=(8000, 12000),
+    stages=(
+        StagePlan("stage1", "1 embedding alignment", 34_000, 12_000, 2e-3, embeddings_only=True),
+        StagePlan("stage2", "2 knowledge injection", 74_000, 0, 5e-4),
+        StagePlan("stage3", "3 knowledge replay", 24_000, 36_000, 3e-4, pairs=True),
+        StagePlan("sft", "4 SFT with NEFTune", 8_000, 8_000, 5e-5, conversations=True),
+    ),
+)
+
+TINY = QuickstartPlan(
+    new_tokens=256,
+    max_length=128,
+    global_batch=16,
+    passage_characters=(60, 150),
+    held_out=(6000, 9000),
+    stages=(
+        StagePlan("stage1", "1 embedding alignment", 40_000, 0, 4e-3, embeddings_only=True),
+        StagePlan("stage2", "2 knowledge injection", 120_000, 0, 1e-3),
+        StagePlan("stage3", "3 knowledge replay", 40_000, 80_000, 1e-3, pairs=True),
+        StagePlan("sft", "4 SFT with NEFTune", 10_000, 10_000, 1e-4, conversations=True),
+    ),
+    base_stage=StagePlan("base", "0 English base model", 0, 360_000, 2e-3),
+)

@@ -1,0 +1,79 @@
+"""The quickstart's table and figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+Result = dict[str, Any]
+
+
+def comparison_table(before: Result, after: Result) -> str:
+    """Markdown table of the held-out figures before and after, with the change in per cent."""
+    lines = ["| held-out text | figure | before | after | change |", "|---|---|---:|---:|---:|"]
+    for language in ("chinese", "english"):
+        for figure, label in (
+            ("bits_per_byte", "bits per UTF-8 byte"),
+            ("tokens_per_character", "tokens per character"),
+        ):
+            old, new = before[language][figure], after[language][figure]
+            lines.append(f"| {language} | {label} | {old:.3f} | {new:.3f} | {100 * (new / old - 1):+.1f} % |")
+    return "\n".join(lines)
+
+
+def steps_table(steps: list[Result]) -> str:
+    """Markdown table of seconds and tokens of each step."""
+    lines = ["| step | seconds | tokens | tokens/s |", "|---|---:|---:|---:|"]
+    for step in steps:
+        tokens = step.get("tokens")
+        seconds = step.get("training_seconds", step["seconds"])
+        rate = f"{tokens / seconds:.0f}" if tokens and seconds else ""
+        lines.append(f"| {step['title']} | {step['seconds']:.1f} | {tokens or ''} | {rate} |")
+    lines.append(f"| all | {sum(step['seconds'] for step in steps):.1f} | | |")
+    return "\n".join(lines)
+
+
+def stages_table(measurements: list[tuple[str, Result]]) -> str:
+    """Markdown table of bits per byte after each stage."""
+    lines = ["| after | Chinese bits/byte | English bits/byte |", "|---|---:|---:|"]
+    lines += [
+        f"| {name} | {result['chinese']['bits_per_byte']:.3f} | {result['english']['bits_per_byte']:.3f} |"
+        for name, result in measurements
+    ]
+    return "\n".join(lines)
+
+
+def draw_curves(path: Path, stages: list[tuple[str, list[float]]], measurements: list[tuple[str, Result]]) -> None:
+    """Write a PNG: training loss over all steps, and bits per byte after each stage.
+
+    Args:
+        path: the PNG file.
+        stages: label and losses (nats per target token) of each stage, in order.
+        measurements: label and held-out figures, the first before any training, then one after each stage.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (top, bottom) = pyplot.subplots(2, 1, figsize=(9, 7), sharex=True, layout="constrained")
+    boundaries = [0]
+    for name, losses in stages:
+        first = boundaries[-1]
+        top.plot(range(first + 1, first + len(losses) + 1), losses, label=name)
+        boundaries.append(first + len(losses))
+    top.set_ylabel("training loss (nats per target token)")
+    top.legend()
+    for language, marker in (("chinese", "o"), ("english", "s")):
+        values = [result[language]["bits_per_byte"] for _, result in measurements]
+        bottom.plot(boundaries[-len(values) :], values, marker=marker, label=f"{language}, held out")
+    bottom.set_ylabel("bits per UTF-8 byte")
+    bottom.set_xlabel("optimizer step over all stages")
+    bottom.set_ylim(bottom=0)
+    bottom.legend()
+    for axis in (top, bottom):
+        axis.grid(alpha=0.3)
+        for boundary in boundaries[1:-1]:
+            axis.axvline(boundary, color="grey", linewidth=0.8, linestyle=":")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
