@@ -1,0 +1,267 @@
+"""The command lines that users know: a frozen table, the examples, and --config."""
+
+import argparse
+import json
+import os
+import subprocess
+from dataclasses import MISSING, asdict, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colossal_llama.config.cli import build_parser, parse_config
+from colossal_llama.config.inference import InferenceConfig
+from colossal_llama.config.io import write_config
+from colossal_llama.config.prepare import PretrainPrepareConfig, SftPrepareConfig
+from colossal_llama.config.quickstart import QuickstartConfig
+from colossal_llama.config.train import PLUGIN_NAMES, TrainConfig
+from colossal_llama.config.vocabulary import InitModelConfig, InitTokenizerConfig, MineTokensConfig
+from colossal_llama.errors import UserError
+from colossal_llama.plugins import PLUGINS
+
+ROOT = Path(__file__).resolve().parents[2]
+REQUIRED = "required"
+
+PREPARE: dict[str, tuple[Any, ...]] = {
+    "--data_input_dirs": (REQUIRED,),
+    "--tokenizer_dir": (REQUIRED,),
+    "--data_output_dirs": (None,),
+    "--data_jsonl_output_dir": (None,),
+    "--data_arrow_output_dir": (None,),
+    "--data_cache_dir": (None,),
+    "--max_length": (4096,),
+    "--num_spliced_dataset_bins": (10,),
+    "--seed": (42,),
+    "--num_workers": (None,),
+    "--overwrite": (False,),
+}
+TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
+    MineTokensConfig: {
+        "--text_files": (REQUIRED,),
+        "--tokenizer_dir": (REQUIRED,),
+        "--output_file": (REQUIRED,),
+        "--num_tokens": (1000,),
+        "--max_characters": (4,),
+        "--overwrite": (False,),
+    },
+    InitTokenizerConfig: {
+        "--source_tokenizer_dir": (REQUIRED,),
+        "--target_tokenizer_dir": (REQUIRED,),
+        "--expand_tokens_file": (REQUIRED,),
+        "--overwrite": (False,),
+    },
+    InitModelConfig: {
+        "--source_model_and_tokenizer_path": (REQUIRED,),
+        "--target_tokenizer_path": (REQUIRED,),
+        "--target_model_path": (REQUIRED,),
+        "--pad_to_multiple_of": (1,),
+        "--overwrite": (False,),
+    },
+    PretrainPrepareConfig: PREPARE,
+    SftPrepareConfig: PREPARE | {"--llama_version": (3,), "--chat_template": (None,)},
+    TrainConfig: {
+        "--pretrained": (REQUIRED,),
+        "--dataset": ([],),
+        "--plugin": ("gemini",),
+        "--load_checkpoint": (None,),
+        "--save_interval": (1000,),
+        "--save_dir": ("checkpoint_dir",),
+        "--tensorboard_dir": ("logs_dir",),
+        "--config_file": ("config_file",),
+        "--num_epochs": (1,),
+        "--micro_batch_size": (1, "--batch_size"),
+        "--accumulation_steps": (1,),
+        "--lr": (3e-4,),
+        "--weight_decay": (0.1, "-w"),
+        "--warmup_steps": (None, "-s"),
+        "--gradient_clipping": (1.0, "--grad_clip"),
+        "--max_length": (4096,),
+        "--mixed_precision": ("fp16",),
+        "--use_grad_checkpoint": (False,),
+        "--use_flash_attn": (False,),
+        "--freeze_non_embeds_params": (False,),
+        "--tp": (1,),
+        "--pp": (1,),
+        "--sp": (1,),
+        "--enable_sequence_parallelism": (False,),
+        "--sp_mode": ("split_gather",),
+        "--zero": (1, "--zero_stage"),
+        "--zero_cpu_offload": (False,),
+        "--microbatch_size": (1,),
+        "--pad_token": ("eos",),
+        "--padding_mode": ("max_length",),
+        "--use_neft": (False,),
+        "--neft_alpha": (5.0,),
+        "--lora_rank": (0,),
+        "--skip_save_each_epoch": (False,),
+        "--benchmark": (False,),
+        "--num_samples": (500,),
+        "--seed": (42,),
+        "--overwrite": (False,),
+    },
+    InferenceConfig: {
+        "--model_path": (REQUIRED,),
+        "--input_txt": ("明月松间照，",),
+        "--prompt_style": ("sft",),
+        "--device": ("cuda:0",),
+        "--max_new_tokens": (512,),
+        "--do_sample": (True,),
+        "--temperature": (0.3,),
+        "--top_k": (50,),
+        "--top_p": (0.95,),
+        "--seed": (42,),
+    },
+    QuickstartConfig: {
+        "--plugin": ("zero2",),
+        "--processes": (2,),
+        "--tiny": (False,),
+        "--output_dir": ("quickstart_output",),
+    },
+}
+"""Flag: its default, then its other spellings."""
+
+CHOICES = {
+    "--plugin": {"gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp"},
+    "--mixed_precision": {"fp16", "bf16", "fp32"},
+    "--sp_mode": {"split_gather", "ring", "all_to_all"},
+    "--pad_token": {"eos", "unk"},
+    "--padding_mode": {"max_length", "longest"},
+    "--prompt_style": {"sft", "pretrained"},
+}
+
+
+def default_of(config_class: type, name: str) -> Any:
+    (field,) = [field for field in fields(config_class) if field.name == name]
+    if field.default_factory is not MISSING:
+        return field.default_factory()
+    return REQUIRED if field.default is MISSING else field.default
+
+
+def actions(config_class: type) -> list[argparse.Action]:
+    parser = build_parser(config_class, "")
+    return [action for action in parser._actions if action.dest not in ("help", "config")]
+
+
+@pytest.mark.parametrize("config_class", TABLE, ids=lambda one: one.__name__)
+def test_flags_and_defaults_stay(config_class: type) -> None:
+    live = {
+        action.option_strings[0]: (default_of(config_class, action.dest), *action.option_strings[1:])
+        for action in actions(config_class)
+    }
+    assert live == TABLE[config_class]
+
+
+@pytest.mark.parametrize("config_class", TABLE, ids=lambda one: one.__name__)
+def test_choices_stay_and_every_flag_says_its_default(config_class: type) -> None:
+    for action in actions(config_class):
+        flag = action.option_strings[0]
+        assert set(action.choices or ()) == CHOICES.get(flag, set()), flag
+        assert action.help is not None
+        assert action.help.endswith((" (required)", f" (default: {default_of(config_class, action.dest)})")), flag
+
+
+def test_plugin_choices_are_the_registered_plugins() -> None:
+    assert sorted(PLUGINS.names()) == sorted(PLUGIN_NAMES)
+
+
+def arguments_of_example(example: str, folder: Path) -> list[str]:
+    """Run an example script with a ``colossalai`` that prints its arguments instead of training."""
+    stand_in = folder / "colossalai"
+    stand_in.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    stand_in.chmod(0o755)
+    environment = os.environ | {"PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(["bash", str(ROOT / example)], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+@pytest.mark.parametrize(("example", "rows_per_step"), [("train.example.sh", 8), ("train_sft.example.sh", 64)])
+def test_example_scripts_parse(example: str, rows_per_step: int, tmp_path: Path) -> None:
+    launcher, flags = [], arguments_of_example(example, tmp_path)
+    while flags[0] != "scripts/train.py":
+        launcher.append(flags.pop(0))
+    assert launcher == ["run", "--nproc_per_node", "8", "--hostfile", "hostfile", "--master_port", "31312"]
+    config = parse_config(TrainConfig, flags[1:], "")
+    assert config.micro_batch_size * config.accumulation_steps == rows_per_step
+    assert config.use_neft == (example == "train_sft.example.sh")
+    assert len(config.dataset) >= 2
+    assert config.save_dir.startswith("checkpoints/my-llama")
+    for variable in ("PROJECT_NAME", "PARENT_SAVE_DIR", "PARENT_TENSORBOARD_DIR", "PARENT_CONFIG_FILE"):
+        assert f"\n{variable}=" in (ROOT / example).read_text(encoding="utf-8")
+
+
+def test_hostfile_has_one_host_a_line() -> None:
+    lines = (ROOT / "hostfile.example").read_text(encoding="utf-8").splitlines()
+    assert lines
+    assert all(line and len(line.split()) == 1 for line in lines)
+
+
+def train_config(*flags: str) -> TrainConfig:
+    return parse_config(TrainConfig, ["--pretrained", "m", "--dataset", "d", *flags], "")
+
+
+def test_both_spellings_mean_the_same() -> None:
+    documented = train_config(
+        "--micro_batch_size", "3", "-w", "0.2", "-s", "7", "--gradient_clipping", "2", "--zero", "2"
+    )
+    current = train_config(
+        "--batch_size", "3", "--weight_decay", "0.2", "--warmup_steps", "7", "--grad_clip", "2", "--zero_stage", "2"
+    )
+    assert documented == current
+
+
+def test_booleans_take_a_value() -> None:
+    assert train_config("--use_neft").use_neft is True
+    assert train_config("--use_neft", "False").use_neft is False
+    assert parse_config(InferenceConfig, ["--model_path", "m", "--do_sample", "False"], "").do_sample is False
+    with pytest.raises(UserError, match="--use_neft"):
+        train_config("--use_neft", "perhaps")
+
+
+def test_flags_override_the_file_and_the_file_overrides_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "stage.yaml"
+    file.write_text("lr: 1e-5\nbatch_size: 4\nplugin: zero2\ndataset: [a, b]\n")
+    config = parse_config(TrainConfig, ["--config", str(file), "--pretrained", "m", "--plugin", "ddp"], "")
+    assert (config.lr, config.micro_batch_size, config.plugin, config.dataset) == (1e-5, 4, "ddp", ["a", "b"])
+    assert config.num_epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("learning_rte: 1", "unknown key 'learning_rte'"),
+        ("num_epoch: 1", "did you mean num_epochs"),
+        ("lr: fast", "lr must be float"),
+        ("tp: true", "tp must be int"),
+        ("plugin: zero3", "plugin must be one of"),
+        ("- lr", "expected 'key: value' lines"),
+        ("lr: [", "not valid YAML"),
+    ],
+)
+def test_wrong_configuration_files_are_refused_by_name(content: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "stage.yaml"
+    file.write_text(content)
+    with pytest.raises(UserError, match=r"stage\.yaml") as refusal:
+        parse_config(TrainConfig, ["--config", str(file), "--pretrained", "m", "--dataset", "d"], "")
+    assert message in str(refusal.value)
+
+
+def test_written_configuration_reads_back(tmp_path: Path) -> None:
+    config = train_config("--lr", "1e-5", "-s", "3", "--use_neft", "--plugin", "3d", "--tp", "2")
+    write_config(config, tmp_path / "new" / "config.json")
+    again = parse_config(TrainConfig, ["--config", str(tmp_path / "new" / "config.json")], "")
+    assert again == config
+    assert json.loads((tmp_path / "new" / "config.json").read_text()) == asdict(config)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--lr", "0"), ("--lr", "nan"), ("--num_epochs", "0"), ("--micro_batch_size", "0"), ("--warmup_steps", "-1"),
+        ("--zero", "3"), ("--tp", "2"), ("--pp", "2"), ("--gradient_clipping", "-1"), ("--no_such_flag", "1"),
+    ],
+    ids=" ".join,
+)  # fmt: skip
+def test_values_that_cannot_work_are_refused_by_flag(flags: tuple[str, str]) -> None:
+    with pytest.raises(UserError, match=flags[0]):
+        train_config(*flags)

@@ -1,0 +1,119 @@
+"""The order of rows and its division into steps, ranks and micro-batches."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from colossal_llama.data.loader import EMPTY_ROW, Row, StepLoader
+from colossal_llama.data.random_rows import RandomRows
+from colossal_llama.data.sampler import BucketSampler
+from colossal_llama.schedule import TrainSchedule
+
+BUCKETS = [13, 0, 7, 11]
+ROWS = sum(BUCKETS)
+
+
+class NumberedRows:
+    """Row ``i`` is the token ``i``."""
+
+    def __getitem__(self, index: int) -> Row:
+        return {"input_ids": np.array([index], np.int32), "labels": np.array([index], np.int32)}
+
+
+def numbers(rows: Sequence[Row]) -> list[int]:
+    """Stands for the collator: the rows' numbers, -1 for an empty row."""
+    return [int(row["input_ids"][0]) if len(row["input_ids"]) else -1 for row in rows]
+
+
+def loaders(dp: int, micro: int, accumulation: int, seed: int = 3) -> list[StepLoader]:
+    schedule = TrainSchedule(ROWS, dp, micro, accumulation, num_epochs=2)
+    sampler = BucketSampler(BUCKETS, seed)
+    return [StepLoader(NumberedRows(), sampler, numbers, schedule, rank) for rank in range(dp)]
+
+
+def steps_of(ranks: list[StepLoader], epoch: int = 0, consumed: int = 0) -> list[tuple[int, list[list[list[int]]]]]:
+    """``(samples, [rank][micro-batch][row])`` of each step."""
+    steps: list[Any] = []
+    for together in zip(*(rank.epoch(epoch, consumed) for rank in ranks), strict=True):
+        assert len({samples for samples, _ in together}) == 1
+        steps.append((together[0][0], [batches for _, batches in together]))
+    return steps
+
+
+LAYOUTS = [(1, 1, 1), (1, 4, 1), (2, 1, 1), (2, 3, 2), (4, 2, 3), (3, 5, 1), (8, 8, 1)]
+
+
+@pytest.mark.parametrize(("dp", "micro", "accumulation"), LAYOUTS)
+def test_an_epoch_has_every_sample_once_whatever_the_layout(dp: int, micro: int, accumulation: int) -> None:
+    ranks = loaders(dp, micro, accumulation)
+    steps = steps_of(ranks)
+    assert len(steps) == -(-ROWS // (dp * micro * accumulation))
+    seen = []
+    for samples, by_rank in steps:
+        assert {len(batches) for batches in by_rank} == {accumulation}
+        assert {len(batch) for batches in by_rank for batch in batches} == {micro}
+        in_step = [row for batches in by_rank for batch in batches for row in batch if row >= 0]
+        assert len(in_step) == samples
+        seen += in_step
+    assert sorted(seen) == list(range(ROWS))
+
+
+@pytest.mark.parametrize(("dp", "micro", "accumulation"), [(1, 6, 1), (6, 1, 1), (2, 3, 1), (1, 2, 3), (3, 1, 2)])
+def test_layouts_of_one_global_batch_see_the_same_rows_in_each_step(dp: int, micro: int, accumulation: int) -> None:
+    def rows_of_steps(ranks: list[StepLoader]) -> list[set[int]]:
+        return [
+            {row for batches in by_rank for batch in batches for row in batch if row >= 0}
+            for _, by_rank in steps_of(ranks, epoch=1)
+        ]
+
+    assert rows_of_steps(loaders(dp, micro, accumulation)) == rows_of_steps(loaders(1, 1, 6))
+
+
+@pytest.mark.parametrize("done", [1, 3, 5])
+def test_resuming_from_consumed_samples_goes_on_exactly(done: int) -> None:
+    ranks = loaders(2, 1, 2)
+    whole = steps_of(ranks)
+    consumed = sum(samples for samples, _ in whole[:done])
+    assert steps_of(ranks, consumed=consumed) == whole[done:]
+
+
+def test_micro_batches_interleave_ranks_in_the_global_order() -> None:
+    order = BucketSampler(BUCKETS, 3).epoch_order(0).tolist()
+    _, by_rank = steps_of(loaders(2, 2, 2))[0]
+    assert by_rank[0] == [order[0:2], order[4:6]]
+    assert by_rank[1] == [order[2:4], order[6:8]]
+
+
+def test_buckets_keep_their_order_and_are_shuffled_inside() -> None:
+    order = BucketSampler(BUCKETS, 3).epoch_order(0)
+    start = 0
+    for size in BUCKETS:
+        assert sorted(order[start : start + size]) == list(range(start, start + size))
+        start += size
+    assert order[:13].tolist() != list(range(13))
+
+
+def test_order_depends_on_seed_and_epoch_only() -> None:
+    first = BucketSampler(BUCKETS, 3)
+    assert np.array_equal(first.epoch_order(1), BucketSampler(BUCKETS, 3).epoch_order(1))
+    assert not np.array_equal(first.epoch_order(1), first.epoch_order(0))
+    assert not np.array_equal(first.epoch_order(1), BucketSampler(BUCKETS, 4).epoch_order(1))
+    assert BucketSampler([], 3).epoch_order(0).shape == (0,)
+
+
+def test_missing_rows_of_the_last_step_are_empty() -> None:
+    samples, by_rank = steps_of(loaders(8, 8, 1))[0]
+    assert samples == ROWS
+    assert sum(row == -1 for batches in by_rank for batch in batches for row in batch) == 64 - ROWS
+    assert len(EMPTY_ROW["input_ids"]) == len(EMPTY_ROW["labels"]) == 0
+
+
+def test_random_rows_are_the_same_for_the_same_seed() -> None:
+    rows, again = RandomRows(5, 16, 100, seed=1), RandomRows(5, 16, 100, seed=1)
+    assert len(rows) == sum(rows.bucket_sizes) == 5
+    assert np.array_equal(rows[3]["input_ids"], again[3]["input_ids"])
+    assert not np.array_equal(rows[3]["input_ids"], rows[4]["input_ids"])
+    assert np.array_equal(rows[3]["input_ids"], rows[3]["labels"])
+    assert rows[0]["input_ids"].max() < 100
