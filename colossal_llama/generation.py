@@ -85,9 +85,7 @@ def build_prompt(tokenizer: Any, text: str, prompt_style: str) -> list[int]:
     return start + tokenizer(text + ending, add_special_tokens=False)["input_ids"]
 
 
-def generate(
-    model: Any, tokenizer: Any, prompt: list[int], settings: SamplingSettings, seed: int = 42
-) -> str:
+def generate(model: Any, tokenizer: Any, prompt: list[int], settings: SamplingSettings, seed: int = 42) -> str:
     """The continuation of ``prompt`` as text, without special tokens; the same for the same seed."""
     import torch
 
@@ -98,7 +96,14 @@ def generate(
             input_ids,
             attention_mask=torch.ones_like(input_ids),
             pad_token_id=tokenizer.eos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            eos_token_id=sorted(_end_tokens(model, tokenizer)),
             **settings.as_arguments(),
         )
     return tokenizer.decode(output[0, len(prompt) :], skip_special_tokens=True)
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
+    """Ids that end an answer: the tokenizer's, and those the model's generation configuration names."""
+    configured = model.generation_config.eos_token_id
+    ids = set(configured if isinstance(configured, list) else [configured])
+    return (ids | {tokenizer.eos_token_id}) - {None}

@@ -11,7 +11,7 @@ def finish_export(folder: Path, tokenizer: Any, generation_config: Any, vocab_si
     """Put tokenizer (with its chat template) and generation configuration beside saved weights.
 
     Args:
-        folder: ``modeling`` folder with weights and ``config.json``, on one rank.
+        folder: ``modeling`` folder with weights and ``config.json``, or with LoRA adapters.
         tokenizer: saved into the folder.
         generation_config: the model's, saved into the folder.
         vocab_size: rows of the embeddings; written into ``config.json``.
@@ -20,6 +20,8 @@ def finish_export(folder: Path, tokenizer: Any, generation_config: Any, vocab_si
     if generation_config is not None:
         generation_config.save_pretrained(str(folder))
     path = folder / "config.json"
+    if not path.is_file():  # adapters: the configuration is the base model's
+        return
     content = json.loads(path.read_text(encoding="utf-8"))
     # Training switched the cache off; whoever loads the model wants it on.
     content |= {"use_cache": True, "vocab_size": vocab_size}

@@ -23,6 +23,8 @@ from colossal_llama.atomic import publish_directory
 from colossal_llama.checkpoint.masters import load_masters, save_masters
 from colossal_llama.checkpoint.rng import load_rng, save_rng
 from colossal_llama.errors import UserError
+from colossal_llama.model.loader import CONFIG_FILE
+from colossal_llama.model.lora import ADAPTER_CONFIG
 from colossal_llama.state import TrainState
 
 MODELING = "modeling"
@@ -92,11 +94,11 @@ def locate_checkpoint(path: Path) -> ResumePoint:
         raise UserError(f"--load_checkpoint {path}: no such folder")
     if (path / RUNNING_STATES).is_file():
         return ResumePoint(folder=path, weights=path / MODELING)
-    if (path / "config.json").is_file():
+    if (path / CONFIG_FILE).is_file() or (path / ADAPTER_CONFIG).is_file():
         return ResumePoint(folder=None, weights=path)
     raise UserError(
         f"--load_checkpoint {path}: neither a checkpoint (it has no {RUNNING_STATES}) nor a modeling folder (it has no "
-        "config.json)"
+        f"{CONFIG_FILE})"
     )
 
 
@@ -137,6 +139,7 @@ class CheckpointManager:
         rank, world_size: of this process.
         finish_export: called on rank 0 with each modeling folder, to put tokenizer and such beside the weights.
         generators: further random generators to save, by name.
+        lora: save adapters instead of the whole weights.
     """
 
     def __init__(
@@ -151,6 +154,7 @@ class CheckpointManager:
         world_size: int,
         finish_export: Callable[[Path], None],
         generators: dict[str, Any],
+        lora: bool = False,
     ) -> None:
         self._save_dir = save_dir
         self._booster = booster
@@ -162,6 +166,7 @@ class CheckpointManager:
         self._world_size = world_size
         self._finish_export = finish_export
         self._generators = generators
+        self._lora = lora
 
     def save(self, state: TrainState) -> Path:
         """Write the checkpoint ``epoch-E_step-S``; returns its folder."""
@@ -171,9 +176,7 @@ class CheckpointManager:
             self._write_model(folder / MODELING)
             self._write_optimizer(folder)
             if self._rank == 0:
-                content = (
-                    asdict(state) | asdict(self._identity) | {"sample_start_index": state.consumed_samples}
-                )
+                content = asdict(state) | asdict(self._identity) | {"sample_start_index": state.consumed_samples}
                 (folder / RUNNING_STATES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
         self._publish(target, write)
@@ -200,9 +203,7 @@ class CheckpointManager:
         load_masters(self._model, self._optimizer, folder / MASTERS, self._rank, self._world_size)
         self._load_loss_scale(folder / LOSS_SCALE)
         if not load_rng(folder / RNG, self._rank, self._generators):
-            raise UserError(
-                f"{folder / RNG}: no generator state of rank {self._rank}; resume from another checkpoint"
-            )
+            raise UserError(f"{folder / RNG}: no generator state of rank {self._rank}; resume from another checkpoint")
         _barrier()
         return TrainState.from_mapping(stored)
 
@@ -219,7 +220,10 @@ class CheckpointManager:
         _barrier()
 
     def _write_model(self, folder: Path) -> None:
-        self._booster.save_model(self._model, str(folder), shard=True, use_safetensors=True)
+        if self._lora:
+            self._booster.save_lora_as_pretrained(self._model, str(folder), use_safetensors=True)
+        else:
+            self._booster.save_model(self._model, str(folder), shard=True, use_safetensors=True)
         # Colossal-AI returns before other ranks have written; nothing may read or move the files until then.
         _barrier()
         if self._rank == 0:

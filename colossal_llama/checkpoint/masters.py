@@ -67,9 +67,7 @@ def load_masters(model: Any, optimizer: Any, folder: Path, rank: int, world_size
         )
     stored = torch.load(path, map_location="cpu", weights_only=True)
     if {name: tensor.shape for name, tensor in stored.items()} != {n: t.shape for n, t in current.items()}:
-        raise UserError(
-            f"{path}: holds other weights; resume with the plugin and layout that wrote {folder.parent}"
-        )
+        raise UserError(f"{path}: holds other weights; resume with the plugin and layout that wrote {folder.parent}")
     with torch.no_grad():
         for name, tensor in current.items():
             tensor.copy_(stored[name])

@@ -33,9 +33,7 @@ def infer(config: InferenceConfig) -> None:
     if device != config.device:
         print(f"--device {config.device}: no such GPU here; running on the CPU", flush=True)
     model, tokenizer = load_for_generation(Path(config.model_path), device)
-    settings = SamplingSettings(
-        config.max_new_tokens, config.do_sample, config.temperature, config.top_k, config.top_p
-    )
+    settings = SamplingSettings(config.max_new_tokens, config.do_sample, config.temperature, config.top_k, config.top_p)
     prompt = build_prompt(tokenizer, config.input_txt, config.prompt_style)
     answer = generate(model, tokenizer, prompt, settings, config.seed)
     print(f"[prompt]\n{config.input_txt}\n[answer]\n{answer}", flush=True)

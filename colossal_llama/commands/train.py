@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.io import write_config
 from colossal_llama.config.train import TrainConfig
 from colossal_llama.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from colossal_llama.checkpoint.manager import CheckpointManager, RunIdentity
+    from colossal_llama.distributed.launch import DistEnv
+    from colossal_llama.plugins import ParallelLayout, PluginOptions, PluginSpec
+    from colossal_llama.plugins.steps import TrainStep
+    from colossal_llama.schedule import TrainSchedule
+    from colossal_llama.state import TrainState
 
 DESCRIPTION = (
     "Train a LLaMA-family model on prepared data. Start it with: "
@@ -26,10 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What is read before anything is launched."""
+    """What is read before anything is launched.
+
+    Attributes:
+        model_config: ``config.json`` of ``--pretrained``.
+        weights: folder that the weights come from.
+        adapter: folder of LoRA adapters to go on from, or None.
+        resume_from: checkpoint to resume, or None.
+    """
 
     model_config: dict[str, Any]
     weights: Path
+    adapter: Path | None
     resume_from: Path | None
 
 
@@ -56,20 +73,29 @@ def check_inputs(config: TrainConfig) -> Inputs:
     """
     from colossal_llama.checkpoint.manager import ResumePoint, existing_checkpoints, locate_checkpoint
     from colossal_llama.model.loader import read_model_config
+    from colossal_llama.model.lora import ADAPTER_CONFIG
 
     pretrained = Path(config.pretrained)
     model_config = read_model_config(pretrained, "--pretrained")
     point = ResumePoint(folder=None, weights=pretrained)
+    adapter = None
     if config.load_checkpoint is not None:
         point = locate_checkpoint(Path(config.load_checkpoint))
-        check_same_model(model_config, read_model_config(point.weights, "--load_checkpoint"), point.weights)
+        adapter = point.weights if (point.weights / ADAPTER_CONFIG).is_file() else None
+        if adapter is None:
+            check_same_model(model_config, read_model_config(point.weights, "--load_checkpoint"), point.weights)
+        elif not config.lora_rank:
+            raise UserError(
+                f"--load_checkpoint {adapter}: holds LoRA adapters; give the --lora_rank they were trained with"
+            )
     old = existing_checkpoints(Path(config.save_dir))
     if old and point.folder is None and not config.overwrite and not config.benchmark:
         raise UserError(
             f"--save_dir {config.save_dir} already holds checkpoints ({old[-1].name}); resume one with "
             "--load_checkpoint, choose another folder, or add --overwrite"
         )
-    return Inputs(model_config=model_config, weights=point.weights, resume_from=point.folder)
+    weights = point.weights if adapter is None else pretrained
+    return Inputs(model_config=model_config, weights=weights, adapter=adapter, resume_from=point.folder)
 
 
 def check_same_model(expected: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
@@ -89,47 +115,83 @@ def check_same_model(expected: dict[str, Any], found: dict[str, Any], folder: Pa
         raise UserError(f"--load_checkpoint {folder}: a checkpoint of another model: {', '.join(differing)}")
 
 
-def run_stage(config: TrainConfig, spec: Any, inputs: Inputs, env: Any) -> None:
+@dataclass(frozen=True)
+class Setting:
+    """What the parts of a stage are built from.
+
+    Attributes:
+        config: the resolved flags.
+        inputs: the folders they name.
+        env: this process's place in the run.
+        spec, options, plugin, layout: the plugin, from its description to where its ranks stand.
+        tokenizer, pad_token_id: the model's tokenizer and the id that fills rows.
+        rows: the prepared rows.
+        schedule: the step arithmetic.
+    """
+
+    config: TrainConfig
+    inputs: Inputs
+    env: DistEnv
+    spec: PluginSpec
+    options: PluginOptions
+    plugin: Any
+    layout: ParallelLayout
+    tokenizer: Any
+    pad_token_id: int
+    rows: Any
+    schedule: TrainSchedule
+
+
+def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEnv) -> None:
     """Build everything, train, export. All ranks run it."""
-    from colossal_llama.optim import build_lr_scheduler, build_optimizer
-    from colossal_llama.plugins import build_options
+    from colossal_llama.checkpoint.manager import CheckpointManager
     from colossal_llama.plugins.steps import Boosted, build_step
+
+    setting = build_setting(config, spec, inputs, env)
+    announce(setting)
+    booster, model, optimizer, lr_scheduler, finish = build_boosted(setting)
+    manager = CheckpointManager(
+        save_dir=Path(config.save_dir).resolve(),
+        booster=booster,
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=lr_scheduler,
+        identity=build_identity(setting),
+        rank=env.rank,
+        world_size=env.world_size,
+        finish_export=finish,
+        generators=attach_neftune(setting, model),
+        lora=config.lora_rank > 0,
+    )
+    state = start_state(inputs, manager, env)
+    step = build_step(Boosted(booster, model, optimizer, setting.layout, spec, setting.options, env.device))
+    fit(setting, step, lr_scheduler, state, manager)
+    if not config.benchmark:
+        env.say(f"final weights: {manager.export()}")
+
+
+def build_setting(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEnv) -> Setting:
+    """Everything that must exist before the model is loaded."""
+    from colossal_llama.plugins import build_options
+    from colossal_llama.schedule import TrainSchedule
 
     options = build_options(config, on_host=env.device == "cpu", flash_attention=use_flash_attention(config, env))
     plugin = spec.make(options)
     layout = spec.layout(plugin, options)
     tokenizer, pad_token_id = build_tokenizer(config, inputs)
     rows = build_rows(config, inputs, tokenizer)
-    schedule = build_schedule(config, len(rows), layout)
-    announce(config, env, schedule, rows)
-    model = build_model(config, spec, options, inputs, env)
-    optimizer = build_optimizer(model.parameters(), config.lr, config.weight_decay)
-    lr_scheduler = build_lr_scheduler(optimizer, schedule.total_steps, schedule.resolved_warmup_steps)
-    generation_config = model.generation_config
-    booster, model, optimizer, lr_scheduler = boost(spec, options, plugin, model, optimizer, lr_scheduler)
-    generators = attach_neftune(config, model, pad_token_id, layout, env)
-    manager = build_manager(
-        config,
-        inputs,
-        env,
-        layout,
-        schedule,
-        booster,
-        model,
-        optimizer,
-        lr_scheduler,
-        tokenizer,
-        generation_config,
-        generators,
+    schedule = TrainSchedule(
+        num_samples=len(rows),
+        data_parallel_size=layout.data_size,
+        micro_batch_size=config.micro_batch_size,
+        accumulation_steps=config.accumulation_steps,
+        num_epochs=config.num_epochs,
+        warmup_steps=config.warmup_steps,
     )
-    state = start_state(inputs, manager, env)
-    step = build_step(Boosted(booster, model, optimizer, layout, spec, options, env.device))
-    fit(config, env, step, lr_scheduler, rows, schedule, layout, pad_token_id, state, manager)
-    if not config.benchmark:
-        env.say(f"final weights: {manager.export()}")
+    return Setting(config, inputs, env, spec, options, plugin, layout, tokenizer, pad_token_id, rows, schedule)
 
 
-def use_flash_attention(config: TrainConfig, env: Any) -> bool:
+def use_flash_attention(config: TrainConfig, env: DistEnv) -> bool:
     """Whether flash attention was asked for and can run here; says so once when it cannot."""
     if not config.use_flash_attn:
         return False
@@ -164,7 +226,7 @@ def build_tokenizer(config: TrainConfig, inputs: Inputs) -> tuple[Any, int]:
 
 
 def build_rows(config: TrainConfig, inputs: Inputs, tokenizer: Any) -> Any:
-    """The prepared dataset, or random rows with ``--benchmark``; takes over the chat template of SFT data."""
+    """The prepared dataset, or random rows with ``--benchmark``."""
     if config.benchmark:
         from colossal_llama.data.random_rows import RandomRows
 
@@ -174,63 +236,96 @@ def build_rows(config: TrainConfig, inputs: Inputs, tokenizer: Any) -> Any:
 
     dataset = PackedDataset(config.dataset)
     dataset.check(tokenizer_fingerprint(tokenizer), inputs.model_config["vocab_size"], config.max_length)
-    templates = [manifest.chat_template for manifest in dataset.manifests if manifest and manifest.chat_template]
-    if templates:
-        tokenizer.chat_template = templates[0].jinja
     return dataset
 
 
-def build_schedule(config: TrainConfig, num_samples: int, layout: Any) -> Any:
-    """The run's step arithmetic."""
-    from colossal_llama.schedule import TrainSchedule
+def adopt_chat_template(tokenizer: Any, rows: Any) -> int | None:
+    """Give the tokenizer the chat template that SFT data was prepared with, so that it travels with the model.
 
-    return TrainSchedule(
-        num_samples=num_samples,
-        data_parallel_size=layout.data_size,
-        micro_batch_size=config.micro_batch_size,
-        accumulation_steps=config.accumulation_steps,
-        num_epochs=config.num_epochs,
-        warmup_steps=config.warmup_steps,
-    )
+    Returns:
+        The id that ends an answer, or None for pretraining data.
+    """
+    from colossal_llama.data.chat_templates import CHAT_TEMPLATES
+
+    formats = [manifest.chat_template for manifest in getattr(rows, "manifests", []) if manifest is not None]
+    chat = next((chat for chat in formats if chat is not None), None)
+    if chat is None:
+        return None
+    tokenizer.chat_template = chat.jinja
+    return CHAT_TEMPLATES.get(chat.name).bind(tokenizer, chat.name, "--pretrained").end_token_id
 
 
-def announce(config: TrainConfig, env: Any, schedule: Any, rows: Any) -> None:
+def announce(setting: Setting) -> None:
     """Say what is about to happen and write the resolved configuration."""
+    config, env, rows, schedule = setting.config, setting.env, setting.rows, setting.schedule
     if not env.is_main:
         return
     write_config(config, Path(config.config_file))
     env.say(
-        f"plugin {config.plugin}, {config.mixed_precision}, {env.world_size} process(es) on {env.device.split(':')[0]}: "
-        f"{len(rows)} rows in {len(rows.bucket_sizes)} bucket(s), {schedule.total_steps} steps of "
-        f"{schedule.global_batch} rows, {schedule.resolved_warmup_steps} of them warm-up"
+        f"plugin {config.plugin}, {config.mixed_precision}, {env.world_size} process(es) on "
+        f"{env.device.split(':')[0]}: {len(rows)} rows in {len(rows.bucket_sizes)} bucket(s), "
+        f"{schedule.total_steps} steps of {schedule.global_batch} rows, "
+        f"{schedule.resolved_warmup_steps} of them warm-up"
     )
 
 
-def build_model(config: TrainConfig, spec: Any, options: Any, inputs: Inputs, env: Any) -> Any:
+def build_boosted(setting: Setting) -> tuple[Any, Any, Any, Any, Callable[[Path], None]]:
+    """Booster, model, optimizer and schedule, and what completes an exported folder."""
+    from colossalai.booster import Booster
+
+    from colossal_llama.checkpoint.export import finish_export
+    from colossal_llama.model.lora import add_lora, bare_model
+    from colossal_llama.model.rope import restore_rope_precision
+    from colossal_llama.optim import build_lr_scheduler, build_optimizer
+
+    config, schedule = setting.config, setting.schedule
+    model = build_model(setting)
+    end_token_id = adopt_chat_template(setting.tokenizer, setting.rows)
+    if end_token_id is not None:
+        model.generation_config.eos_token_id = end_token_id
+    finish = partial(
+        finish_export,
+        tokenizer=setting.tokenizer,
+        generation_config=model.generation_config,
+        vocab_size=setting.inputs.model_config["vocab_size"],
+    )
+    amp = "fp16" if setting.spec.keeps_fp32_weights and config.mixed_precision == "fp16" else None
+    booster = Booster(plugin=setting.plugin, mixed_precision=amp)
+    if config.lora_rank:
+        model = add_lora(booster, model, config.lora_rank, setting.inputs.adapter)
+    optimizer = build_optimizer(model.parameters(), config.lr, config.weight_decay)
+    lr_scheduler = build_lr_scheduler(optimizer, schedule.total_steps, schedule.resolved_warmup_steps)
+    model, optimizer, _, _, lr_scheduler = booster.boost(model, optimizer, lr_scheduler=lr_scheduler)
+    restore_rope_precision(bare_model(model))
+    return booster, model, optimizer, lr_scheduler, finish
+
+
+def build_model(setting: Setting) -> Any:
     """The model with its trainable part chosen, ready to be boosted."""
     from colossal_llama.model.freeze import freeze_non_embedding_parameters
     from colossal_llama.model.loader import load_model
 
+    config, options, spec = setting.config, setting.options, setting.spec
     # Eager attention makes its causal mask itself; see distributed.upstream_fixes on sequence parallelism.
     attention = "eager" if options.sp_mode else "sdpa"
-    if options.flash_attention and not options.sp_mode and config.plugin not in ("3d", "gemini", "gemini_auto"):
+    if options.flash_attention and not spec.shards_attention:
         attention = "flash_attention_2"
     model = load_model(
-        inputs.weights,
+        setting.inputs.weights,
         "--load_checkpoint" if config.load_checkpoint else "--pretrained",
-        "fp32" if spec.keeps_fp32_weights else options.precision,
+        "fp32" if spec.keeps_fp32_weights else config.mixed_precision,
         attention,
     )
     check_tensor_parallel(model.config, options, config.pretrained)
     if config.freeze_non_embeds_params:
         trainable, total = freeze_non_embedding_parameters(model)
-        env.say(f"training the embeddings only: {trainable:,} of {total:,} parameters")
+        setting.env.say(f"training the embeddings only: {trainable:,} of {total:,} parameters")
     if config.use_grad_checkpoint:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
 
 
-def check_tensor_parallel(model_config: Any, options: Any, pretrained: str) -> None:
+def check_tensor_parallel(model_config: Any, options: PluginOptions, pretrained: str) -> None:
     """Refuse sizes that tensor and sequence parallelism cannot split evenly.
 
     Raises:
@@ -245,99 +340,61 @@ def check_tensor_parallel(model_config: Any, options: Any, pretrained: str) -> N
             )
     if model_config.vocab_size % options.tp:
         raise UserError(
-            f"--tp {options.tp} does not divide the vocabulary of {model_config.vocab_size}, and Colossal-AI cannot save "
-            f"padded vocabularies; pad {pretrained} with init_model.py --pad_to_multiple_of {options.tp} (64 is faster)"
+            f"--tp {options.tp} does not divide the vocabulary of {model_config.vocab_size}, and Colossal-AI cannot "
+            f"save padded vocabularies; pad {pretrained} with init_model.py --pad_to_multiple_of 64"
         )
     if options.pp > model_config.num_hidden_layers:
         raise UserError(f"--pp {options.pp} exceeds the model's {model_config.num_hidden_layers} layers")
 
 
-def boost(
-    spec: Any, options: Any, plugin: Any, model: Any, optimizer: Any, lr_scheduler: Any
-) -> tuple[Any, Any, Any, Any]:
-    """Hand everything to the Booster; returns booster, model, optimizer and schedule."""
-    from colossalai.booster import Booster
-
-    from colossal_llama.model.rope import restore_rope_precision
-
-    amp = "fp16" if spec.keeps_fp32_weights and options.precision == "fp16" else None
-    booster = Booster(plugin=plugin, mixed_precision=amp)
-    model, optimizer, _, _, lr_scheduler = booster.boost(model, optimizer, lr_scheduler=lr_scheduler)
-    restore_rope_precision(model.unwrap())
-    return booster, model, optimizer, lr_scheduler
-
-
-def attach_neftune(config: TrainConfig, model: Any, pad_token_id: int, layout: Any, env: Any) -> dict[str, Any]:
+def attach_neftune(setting: Setting, model: Any) -> dict[str, Any]:
     """Switch NEFTune on where asked for; returns the generators that a checkpoint must hold."""
+    config = setting.config
     if not config.use_neft:
         return {}
+    from colossal_llama.model.lora import bare_model
     from colossal_llama.model.neftune import NeftuneNoise
 
-    noise = NeftuneNoise(config.neft_alpha, pad_token_id, config.seed * 1009 + layout.data_rank, env.device)
-    embedding = model.unwrap().get_input_embeddings()
+    seed = config.seed * 1009 + setting.layout.data_rank
+    noise = NeftuneNoise(config.neft_alpha, setting.pad_token_id, seed, setting.env.device)
+    embedding = bare_model(model).get_input_embeddings()
     if embedding is not None:
         noise.attach(embedding)
     return {"neftune": noise.generator}
 
 
-def build_manager(
-    config: TrainConfig,
-    inputs: Inputs,
-    env: Any,
-    layout: Any,
-    schedule: Any,
-    booster: Any,
-    model: Any,
-    optimizer: Any,
-    lr_scheduler: Any,
-    tokenizer: Any,
-    generation_config: Any,
-    generators: dict[str, Any],
-) -> Any:
-    """The checkpoint manager of this run."""
-    from functools import partial
+def build_identity(setting: Setting) -> RunIdentity:
+    """What a checkpoint of this run must have in common with the run that resumes it."""
+    from colossal_llama.checkpoint.manager import RunIdentity
 
-    from colossal_llama.checkpoint.export import finish_export
-    from colossal_llama.checkpoint.manager import CheckpointManager, RunIdentity
-
-    identity = RunIdentity(
+    config, schedule = setting.config, setting.schedule
+    is_3d = config.plugin == "3d"
+    return RunIdentity(
         layout={
             "plugin": config.plugin,
             "mixed_precision": config.mixed_precision,
-            "world_size": env.world_size,
+            "world_size": setting.env.world_size,
             "tp": config.tp,
             "pp": config.pp,
             "sp": config.sp,
             "sp_mode": config.sp_mode if config.enable_sequence_parallelism else None,
-            "zero": config.zero if config.plugin == "3d" else None,
+            "zero": config.zero if is_3d else None,
         },
         data={
             "num_samples": schedule.num_samples,
             "global_batch": schedule.global_batch,
+            "num_epochs": schedule.num_epochs,
             "seed": config.seed,
         },
-        trained={"freeze_non_embeds_params": config.freeze_non_embeds_params, "lora_rank": config.lora_rank},
-    )
-    return CheckpointManager(
-        save_dir=Path(config.save_dir).resolve(),
-        booster=booster,
-        model=model,
-        optimizer=optimizer,
-        lr_scheduler=lr_scheduler,
-        identity=identity,
-        rank=env.rank,
-        world_size=env.world_size,
-        finish_export=partial(
-            finish_export,
-            tokenizer=tokenizer,
-            generation_config=generation_config,
-            vocab_size=inputs.model_config["vocab_size"],
-        ),
-        generators=generators,
+        trained={
+            "freeze_non_embeds_params": config.freeze_non_embeds_params,
+            "use_neft": config.use_neft,
+            "lora_rank": config.lora_rank,
+        },
     )
 
 
-def start_state(inputs: Inputs, manager: Any, env: Any) -> Any:
+def start_state(inputs: Inputs, manager: CheckpointManager, env: DistEnv) -> TrainState:
     """A fresh state, or the one that is resumed."""
     from colossal_llama.state import TrainState
 
@@ -348,29 +405,20 @@ def start_state(inputs: Inputs, manager: Any, env: Any) -> Any:
     return state
 
 
-def build_writers(config: TrainConfig, env: Any, schedule: Any, first_step: int) -> list[Any]:
+def build_writers(setting: Setting, first_step: int) -> list[Any]:
     """Metric writers on rank 0, none elsewhere."""
     from colossal_llama.metrics.writers import JsonlWriter, ProgressWriter, TensorBoardWriter
 
-    if not env.is_main:
+    if not setting.env.is_main:
         return []
-    folder = Path(config.tensorboard_dir)
-    progress = ProgressWriter(schedule.total_steps, first_step)
-    return [progress] if config.benchmark else [progress, JsonlWriter(folder), TensorBoardWriter(folder)]
+    progress = ProgressWriter(setting.schedule.total_steps, first_step)
+    if setting.config.benchmark:
+        return [progress]
+    folder = Path(setting.config.tensorboard_dir)
+    return [progress, JsonlWriter(folder, first_step), TensorBoardWriter(folder, first_step)]
 
 
-def fit(
-    config: TrainConfig,
-    env: Any,
-    step: Any,
-    lr_scheduler: Any,
-    rows: Any,
-    schedule: Any,
-    layout: Any,
-    pad_token_id: int,
-    state: Any,
-    manager: Any,
-) -> None:
+def fit(setting: Setting, step: TrainStep, lr_scheduler: Any, state: TrainState, manager: CheckpointManager) -> None:
     """Train to the end of the schedule and print the summary."""
     from colossal_llama.data.collator import PackedCollator
     from colossal_llama.data.loader import StepLoader
@@ -378,16 +426,18 @@ def fit(
     from colossal_llama.metrics.tracker import MetricTracker
     from colossal_llama.trainer import Trainer
 
+    config, rows = setting.config, setting.rows
     # Sequence-parallel ranks take equal slices of a row.
     multiple_of = max(config.sp, config.tp if config.enable_sequence_parallelism else 1)
-    collate = PackedCollator(pad_token_id, config.max_length, config.padding_mode, multiple_of)
-    loader = StepLoader(rows, BucketSampler(rows.bucket_sizes, config.seed), collate, schedule, layout.data_rank)
-    tracker = MetricTracker(build_writers(config, env, schedule, state.global_step))
+    collate = PackedCollator(setting.pad_token_id, config.max_length, config.padding_mode, multiple_of)
+    sampler = BucketSampler(rows.bucket_sizes, config.seed)
+    loader = StepLoader(rows, sampler, collate, setting.schedule, setting.layout.data_rank)
+    tracker = MetricTracker(build_writers(setting, state.global_step))
     trainer = Trainer(
         step=step,
         lr_scheduler=lr_scheduler,
         loader=loader,
-        schedule=schedule,
+        schedule=setting.schedule,
         state=state,
         tracker=tracker,
         save=manager.save,
@@ -398,4 +448,4 @@ def fit(
         trainer.fit()
     finally:
         tracker.close()
-    env.say(tracker.summary())
+    setting.env.say(tracker.summary())

@@ -34,9 +34,7 @@ class InferenceConfig:
         if self.max_new_tokens < 1:
             raise UserError(f"--max_new_tokens must be at least 1, not {self.max_new_tokens}")
         if self.temperature <= 0:
-            raise UserError(
-                f"--temperature must be positive, not {self.temperature}; use --do_sample false for greedy"
-            )
+            raise UserError(f"--temperature must be positive, not {self.temperature}; use --do_sample false for greedy")
         if not 0 < self.top_p <= 1:
             raise UserError(f"--top_p must lie above 0 and up to 1, not {self.top_p}")
         if self.top_k < 0:

@@ -32,6 +32,4 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
 def write_config(config: Any, path: Path) -> None:
     """Write a config dataclass as JSON, which ``--config`` reads back (JSON is a subset of YAML)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(
-        json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+    path.write_text(json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -36,17 +36,11 @@ class TrainConfig:
     lr: float = flag(3e-4, help="peak learning rate")
     weight_decay: float = flag(0.1, aliases=("-w",), help="decoupled weight decay")
     warmup_steps: int | None = flag(None, aliases=("-s",), help="warm-up steps; unset: 0.025 of all steps")
-    gradient_clipping: float = flag(
-        1.0, aliases=("--grad_clip",), help="largest gradient norm; 0: no clipping"
-    )
-    max_length: int = flag(
-        4096, help="longest row in tokens; rows are padded to it with --padding_mode max_length"
-    )
+    gradient_clipping: float = flag(1.0, aliases=("--grad_clip",), help="largest gradient norm; 0: no clipping")
+    max_length: int = flag(4096, help="longest row in tokens; rows are padded to it with --padding_mode max_length")
     mixed_precision: str = flag("fp16", help="precision of the forward and backward pass", choices=PRECISIONS)
     use_grad_checkpoint: bool = flag(False, help="recompute activations in the backward pass to save memory")
-    use_flash_attn: bool = flag(
-        False, help="flash attention; without GPU or package PyTorch's SDPA is used instead"
-    )
+    use_flash_attn: bool = flag(False, help="flash attention; without GPU or package PyTorch's SDPA is used instead")
     freeze_non_embeds_params: bool = flag(False, help="train only the input and output embeddings")
     tp: int = flag(1, help="tensor parallel size (plugin 3d)")
     pp: int = flag(1, help="pipeline parallel size (plugin 3d)")
@@ -95,9 +89,7 @@ class TrainConfig:
         if self.zero not in (0, 1, 2):
             raise UserError(f"--zero must be 0, 1 or 2, not {self.zero}")
         if not self.dataset and not self.benchmark:
-            raise UserError(
-                "--dataset is required: name the part folders that prepare_pretrain_dataset.py wrote"
-            )
+            raise UserError("--dataset is required: name the part folders that prepare_pretrain_dataset.py wrote")
         if self.plugin != "3d":
             for name in ("tp", "pp", "sp"):
                 if getattr(self, name) != 1:

@@ -1,14 +1,11 @@
 """From rows to one batch of tensors."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 import torch
 
 from colossal_llama.constants import IGNORE_INDEX
-
-PaddingMode = Literal["max_length", "longest"]
 
 
 class PackedCollator:
@@ -25,7 +22,7 @@ class PackedCollator:
         multiple_of: the batch's length is rounded up to a multiple of this.
     """
 
-    def __init__(self, pad_token_id: int, max_length: int, padding_mode: PaddingMode, multiple_of: int = 1) -> None:
+    def __init__(self, pad_token_id: int, max_length: int, padding_mode: str, multiple_of: int = 1) -> None:
         if padding_mode not in ("max_length", "longest"):
             raise ValueError(f"padding_mode must be max_length or longest, not {padding_mode!r}")
         self.pad_token_id = pad_token_id

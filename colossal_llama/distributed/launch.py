@@ -101,9 +101,7 @@ def launch(seed: int) -> DistEnv:
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     device = "cpu" if on_host else f"cuda:{torch.cuda.current_device()}"
-    return DistEnv(
-        rank=torch.distributed.get_rank(), world_size=torch.distributed.get_world_size(), device=device
-    )
+    return DistEnv(rank=torch.distributed.get_rank(), world_size=torch.distributed.get_world_size(), device=device)
 
 
 def shut_down() -> None:

@@ -67,8 +67,7 @@ def _fix_ring_gather() -> None:
             shards[name] = [torch.empty_like(mine) for _ in range(dist.get_world_size(process_group))]
             dist.all_gather(shards[name], mine.contiguous(), group=process_group)
         outputs = [
-            func(**dict(zip(shards, parts, strict=True)), **input_local)
-            for parts in zip(*shards.values(), strict=True)
+            func(**dict(zip(shards, parts, strict=True)), **input_local) for parts in zip(*shards.values(), strict=True)
         ]
         gathered = {name: torch.cat(parts, dim=gather_dim) for name, parts in shards.items()}
         return torch.cat(outputs, dim=gather_dim), gathered

@@ -22,12 +22,17 @@ class MetricWriter(Protocol):
 
 
 class TensorBoardWriter:
-    """Scalars ``train/<name>`` in TensorBoard's event files."""
+    """Scalars ``train/<name>`` in TensorBoard's event files.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of the event files.
+        first_step: steps done before; what a killed run logged beyond them is hidden.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder))
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
 
     def write(self, step: int, metrics: Metrics) -> None:
         """See :class:`MetricWriter`."""
@@ -40,11 +45,20 @@ class TensorBoardWriter:
 
 
 class JsonlWriter:
-    """One JSON object a step in ``metrics.jsonl``; a resumed run appends."""
+    """One JSON object a step in ``metrics.jsonl``.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: of the file.
+        first_step: steps done before; a resumed run keeps their lines and writes the later ones anew.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+        path = folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
+        self._file = path.open("w", encoding="utf-8")
+        self._file.writelines(kept)
 
     def write(self, step: int, metrics: Metrics) -> None:
         """See :class:`MetricWriter`."""
@@ -62,9 +76,7 @@ class ProgressWriter:
     def __init__(self, total_steps: int, first_step: int) -> None:
         from tqdm import tqdm
 
-        self._bar = tqdm(
-            total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=1.0
-        )
+        self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True, mininterval=1.0)
 
     def write(self, step: int, metrics: Metrics) -> None:
         """See :class:`MetricWriter`."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
 from colossal_llama.errors import UserError
+from colossal_llama.model.lora import ADAPTER_CONFIG
 
 CONFIG_FILE = "config.json"
 
@@ -26,26 +26,22 @@ def read_model_config(folder: Path, flag: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: not valid JSON ({error}); the file is damaged, copy the model again"
-        ) from error
+        raise UserError(f"{path}: not valid JSON ({error}); the file is damaged, copy the model again") from error
     if not isinstance(content, dict) or "model_type" not in content:
         raise UserError(f"{path}: has no model_type; expected the config.json of a Hugging Face model")
     return content
 
 
-def load_model(
-    folder: Path, flag: str, precision: str, attn_implementation: str, lazy: bool = False, device: str = "cpu"
-) -> Any:
+def load_model(folder: Path, flag: str, precision: str, attn_implementation: str) -> Any:
     """The causal LM stored in ``folder``, in training mode and without a key-value cache.
+
+    A folder of LoRA adapters gives the base model that they name, with the adapters merged into it.
 
     Args:
         folder: Hugging Face model folder.
         flag: the flag that named it, for messages.
         precision: ``fp32``, ``bf16`` or ``fp16``: dtype of the parameters.
         attn_implementation: ``sdpa``, ``eager`` or ``flash_attention_2``.
-        lazy: build under Colossal-AI's ``LazyInitContext``; the Booster then materialises each rank's part.
-        device: where a lazily built model is materialised.
 
     Raises:
         UserError: the folder holds no loadable causal LM.
@@ -53,13 +49,14 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
 
+    if (folder / ADAPTER_CONFIG).is_file():
+        return _load_with_adapter(folder, flag, precision, attn_implementation)
     read_model_config(folder, flag)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     try:
-        with _lazy_init(device) if lazy else contextlib.nullcontext():
-            model = AutoModelForCausalLM.from_pretrained(
-                str(folder), torch_dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
-            )
+        model = AutoModelForCausalLM.from_pretrained(
+            str(folder), torch_dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
+        )
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{flag} {folder}: cannot load a causal language model from it: {reason}") from error
@@ -72,11 +69,14 @@ def load_model(
     return model
 
 
-def _lazy_init(device: str) -> Any:
-    import torch
-    from colossalai.lazy import LazyInitContext
+def _load_with_adapter(folder: Path, flag: str, precision: str, attn_implementation: str) -> Any:
+    from peft import PeftModel
 
-    return LazyInitContext(default_device=torch.device(device))
+    base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path", "")
+    if not Path(base).is_dir():
+        raise UserError(f"{flag} {folder}: its {ADAPTER_CONFIG} names the base model {base!r}, which is no folder here")
+    model = load_model(Path(base), flag, precision, attn_implementation)
+    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 
 
 def check_vocabulary(model_config: dict[str, Any], tokenizer_size: int, folder: Path) -> None:

@@ -28,6 +28,7 @@ class PluginOptions:
         microbatch_size: rows of one pipeline micro-batch.
         accumulation_steps: forward passes per optimizer step.
         flash_attention: use flash attention kernels.
+        lora: adapters are trained instead of the weights.
         on_host: no GPU; gloo and host memory.
     """
 
@@ -43,6 +44,7 @@ class PluginOptions:
     microbatch_size: int = 1
     accumulation_steps: int = 1
     flash_attention: bool = False
+    lora: bool = False
     on_host: bool = True
 
 
@@ -89,8 +91,7 @@ class PluginSpec:
         keeps_fp32_weights: the model itself stays in fp32 and the forward pass runs under autocast.
         clips_gradients: the plugin clips; otherwise the step does.
         can_skip_sync: supports ``no_sync``, so that accumulation communicates once.
-        supports_lora: LoRA adapters can be trained.
-        lazy_init: the model may be built under ``LazyInitContext``.
+        shards_attention: Colossal-AI replaces the attention and brings its own flash attention.
     """
 
     summary: str
@@ -100,8 +101,7 @@ class PluginSpec:
     keeps_fp32_weights: bool = False
     clips_gradients: bool = True
     can_skip_sync: bool = False
-    supports_lora: bool = False
-    lazy_init: bool = False
+    shards_attention: bool = False
 
 
 PLUGINS: Registry[PluginSpec] = Registry("plugin")
@@ -122,8 +122,18 @@ def build_options(config: TrainConfig, on_host: bool, flash_attention: bool) -> 
         microbatch_size=config.microbatch_size,
         accumulation_steps=config.accumulation_steps,
         flash_attention=flash_attention,
+        lora=config.lora_rank > 0,
         on_host=on_host,
     )
+
+
+def refuse_lora(where: str, options: PluginOptions) -> None:
+    """Refuse LoRA where Colossal-AI cannot wrap the adapters."""
+    if options.lora:
+        raise UserError(
+            f"--lora_rank does not work with {where}: Colossal-AI 0.5.0 cannot train adapters there; use zero2, "
+            "zero2_cpu, ddp, or 3d with data parallelism only"
+        )
 
 
 def refuse_fp32(plugin: str, options: PluginOptions) -> None:

@@ -31,6 +31,5 @@ PLUGINS.add(
         keeps_fp32_weights=True,
         clips_gradients=False,
         can_skip_sync=True,
-        supports_lora=True,
     ),
 )

@@ -11,6 +11,7 @@ from colossal_llama.plugins.base import (
     PluginOptions,
     PluginSpec,
     refuse_fp32,
+    refuse_lora,
     world_layout,
 )
 
@@ -38,6 +39,7 @@ def _make(options: PluginOptions, placement_policy: str) -> Any:
 
 def _check(options: PluginOptions, world_size: int, name: str) -> None:
     refuse_fp32(name, options)
+    refuse_lora(f"--plugin {name}", options)
 
 
 def _layout(plugin: Any, options: PluginOptions) -> ParallelLayout:
@@ -52,6 +54,6 @@ for _name, _policy in (("gemini", "static"), ("gemini_auto", "auto")):
             make=partial(_make, placement_policy=_policy),
             check=partial(_check, name=_name),
             layout=_layout,
-            lazy_init=True,
+            shards_attention=True,
         ),
     )

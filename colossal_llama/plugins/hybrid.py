@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from colossal_llama.errors import UserError
-from colossal_llama.plugins.base import PLUGINS, ParallelLayout, PluginOptions, PluginSpec
+from colossal_llama.plugins.base import PLUGINS, ParallelLayout, PluginOptions, PluginSpec, refuse_lora
 
 INITIAL_LOSS_SCALE = 2**16
 
@@ -48,6 +48,8 @@ def _check(options: PluginOptions, world_size: int) -> None:
         raise UserError(f"--sp_mode {options.sp_mode} uses the --tp {options.tp} ranks: leave --sp at 1")
     if options.sp_mode == "all_to_all" and options.sp == 1:
         raise UserError("--sp_mode all_to_all needs --sp above 1")
+    if options.tp > 1 or options.pp > 1 or options.sp_mode is not None:
+        refuse_lora("--tp, --pp or sequence parallelism", options)
     model_ranks = options.tp * options.pp * options.sp
     if world_size % model_ranks:
         raise UserError(
@@ -102,7 +104,6 @@ PLUGINS.add(
         make=_make,
         check=_check,
         layout=_layout,
-        supports_lora=True,
-        lazy_init=True,
+        shards_attention=True,
     ),
 )

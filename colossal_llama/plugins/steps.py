@@ -193,9 +193,7 @@ class PipelineStep:
     def _mean_loss(self, weighted: torch.Tensor | None) -> float:
         """The step's loss on every rank; only the last stage has ``weighted``, its ranks' shares of it."""
         layout = self._boosted.layout
-        total = (
-            torch.zeros((), device=self._boosted.device) if weighted is None else weighted.detach().float()
-        )
+        total = torch.zeros((), device=self._boosted.device) if weighted is None else weighted.detach().float()
         dist.all_reduce(total, group=layout.token_group)
         dist.all_reduce(total, group=layout.pp_group)
         return total.item() / dist.get_world_size(layout.token_group)

@@ -39,6 +39,5 @@ for _name, _offload, _where in (("zero2", False, ""), ("zero2_cpu", True, ", kep
             make=partial(_make, cpu_offload=_offload),
             check=_check,
             layout=_layout,
-            supports_lora=True,
         ),
     )

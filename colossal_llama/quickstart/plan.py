@@ -58,24 +58,24 @@ class QuickstartPlan:
 
 
 FULL = QuickstartPlan(
-    new_tokens=320,
-    max_length=512,
+    new_tokens=256,
+    max_length=256,
     global_batch=2,
-    passage_characters=(180, 700),
-    held_out=(8000, 12000),
+    passage_characters=(180, 500),
+    held_out=(5000, 6000),
     stages=(
-        StagePlan("stage1", "1 embedding alignment", 34_000, 12_000, 2e-3, embeddings_only=True),
-        StagePlan("stage2", "2 knowledge injection", 74_000, 0, 5e-4),
-        StagePlan("stage3", "3 knowledge replay", 24_000, 36_000, 3e-4, pairs=True),
-        StagePlan("sft", "4 SFT with NEFTune", 8_000, 8_000, 5e-5, conversations=True),
+        StagePlan("stage1", "1 embedding alignment", 20_000, 0, 3e-3, embeddings_only=True),
+        StagePlan("stage2", "2 knowledge injection", 42_000, 0, 6e-4),
+        StagePlan("stage3", "3 knowledge replay", 12_000, 30_000, 4e-4, pairs=True),
+        StagePlan("sft", "4 SFT with NEFTune", 4_000, 4_000, 5e-5, conversations=True),
     ),
 )
 
 TINY = QuickstartPlan(
     new_tokens=256,
-    max_length=128,
-    global_batch=16,
-    passage_characters=(60, 150),
+    max_length=256,
+    global_batch=8,
+    passage_characters=(70, 200),
     held_out=(6000, 9000),
     stages=(
         StagePlan("stage1", "1 embedding alignment", 40_000, 0, 4e-3, embeddings_only=True),

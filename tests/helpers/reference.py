@@ -49,9 +49,7 @@ def train_reference(
     params = [param for param in model.parameters() if param.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=lr, betas=ADAM_BETAS, weight_decay=weight_decay)
     scheduler = build_lr_scheduler(optimizer, schedule.total_steps, schedule.resolved_warmup_steps)
-    loader = StepLoader(
-        rows, BucketSampler(rows.bucket_sizes, 42), PackedCollator(1, 32, "max_length"), schedule, 0
-    )
+    loader = StepLoader(rows, BucketSampler(rows.bucket_sizes, 42), PackedCollator(1, 32, "max_length"), schedule, 0)
     losses, grad_norms = [], []
     for _, (batch,) in loader.epoch(0):
         logits = model(input_ids=batch["input_ids"]).logits

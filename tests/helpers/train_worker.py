@@ -2,6 +2,7 @@
 
 GEMINI_SMALL_CHUNKS=1  chunks small enough that Gemini really shards a tiny model
 DUMP_LOGITS=FILE       after training, write the model's logits on fixed ids (whole vocabulary) to FILE
+SLOW_RANK=1            that rank starts writing its part of a checkpoint two seconds late
 UNDO=name,...          take single remedies out, to show what goes wrong without them
 """
 
@@ -9,10 +10,12 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import Any
 
 from colossal_llama.commands import train as command
 from colossal_llama.distributed import upstream_fixes
+from colossal_llama.model.lora import bare_model
 from colossal_llama.plugins import gemini
 
 
@@ -29,12 +32,12 @@ def dump_logits(step: Any, path: str) -> None:
 
     boosted = step._boosted
     boosted.model.eval()
-    dtypes = {buffer.dtype for name, buffer in boosted.model.unwrap().named_buffers() if name.endswith("inv_freq")}
+    dtypes = {buffer.dtype for name, buffer in bare_model(boosted.model).named_buffers() if name.endswith("inv_freq")}
     assert dtypes == {torch.float32}, f"RoPE frequencies are {dtypes}"
     with torch.no_grad():
-        logits = boosted.model(
-            input_ids=fixed_ids(boosted.model.unwrap().config.vocab_size), use_cache=False
-        )["logits"]
+        logits = boosted.model(input_ids=fixed_ids(bare_model(boosted.model).config.vocab_size), use_cache=False)[
+            "logits"
+        ]
     if boosted.layout.tp_group is not None:
         shards = [torch.empty_like(logits) for _ in range(dist.get_world_size(boosted.layout.tp_group))]
         dist.all_gather(shards, logits.contiguous(), group=boosted.layout.tp_group)
@@ -46,16 +49,31 @@ def dump_logits(step: Any, path: str) -> None:
 def install_hooks() -> None:
     if os.environ.get("GEMINI_SMALL_CHUNKS"):
         gemini.CHUNK_SEARCH.update(min_chunk_size_m=0.01, search_range_m=1)
+    if rank := os.environ.get("SLOW_RANK"):
+        delay_saving(rank)
     for name in filter(None, os.environ.get("UNDO", "").split(",")):
         undo(name)
     if path := os.environ.get("DUMP_LOGITS"):
         fit = command.fit
 
-        def fit_and_dump(config: Any, env: Any, step: Any, *rest: Any) -> None:
-            fit(config, env, step, *rest)
+        def fit_and_dump(setting: Any, step: Any, *rest: Any) -> None:
+            fit(setting, step, *rest)
             dump_logits(step, path)
 
         command.fit = fit_and_dump
+
+
+def delay_saving(rank: str) -> None:
+    from colossal_llama.checkpoint import manager
+
+    save = manager.save_masters
+
+    def save_late(*args: Any) -> None:
+        if os.environ["RANK"] == rank:
+            time.sleep(2)
+        save(*args)
+
+    manager.save_masters = save_late
 
 
 def undo(name: str) -> None:
@@ -68,13 +86,15 @@ def undo(name: str) -> None:
         from colossal_llama.checkpoint import manager
 
         manager.load_masters = lambda *args: None
+    elif name == "barrier":
+        from colossal_llama.checkpoint import manager
+
+        manager._barrier = lambda: None
     elif name == "eager":
         from colossal_llama.model import loader
 
         load = loader.load_model
-        loader.load_model = lambda folder, flag, precision, attention, *rest: load(
-            folder, flag, precision, "sdpa", *rest
-        )
+        loader.load_model = lambda folder, flag, precision, attention: load(folder, flag, precision, "sdpa")
     elif hasattr(upstream_fixes, name):
         setattr(upstream_fixes, name, lambda: None)
     else:
