@@ -265,3 +265,21 @@ def test_written_configuration_reads_back(tmp_path: Path) -> None:
 def test_values_that_cannot_work_are_refused_by_flag(flags: tuple[str, str]) -> None:
     with pytest.raises(UserError, match=flags[0]):
         train_config(*flags)
+
+
+def table_of_flags() -> str:
+    """The table in docs/training.md, from the live configuration."""
+    lines = ["| flag | default | meaning |", "|---|---|---|"]
+    for field in fields(TrainConfig):
+        default = default_of(TrainConfig, field.name)
+        shown = {REQUIRED: "required", "[]": "required", "None": "", "True": "on", "False": "off"}
+        names = ", ".join(f"`{name}`" for name in (f"--{field.name}", *field.metadata["aliases"]))
+        choices = f" ({', '.join(field.metadata['choices'])})" if field.metadata["choices"] else ""
+        lines.append(f"| {names} | {shown.get(str(default), default)} | {field.metadata['help']}{choices} |")
+    return "\n".join(lines)
+
+
+def test_flags_in_the_documentation_are_the_live_ones() -> None:
+    text = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    documented = text.split("<!-- flags -->\n")[1].split("\n<!-- /flags -->")[0]
+    assert documented == table_of_flags(), f"docs/training.md should say\n{table_of_flags()}"
