@@ -20,7 +20,7 @@ LAYERS = (
     {"commands"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SIDEWAYS = {("registry", "errors"), ("atomic", "errors"), ("data", "tokenizer")}
+SIDEWAYS = {("registry", "errors"), ("atomic", "errors"), ("data", "tokenizer"), ("checkpoint", "model")}
 """The imports inside one layer that are allowed."""
 
 MAY_USE_COLOSSALAI = {"distributed", "plugins", "optim", "checkpoint", "commands.train"}
