@@ -16,6 +16,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT_TIMEOUT_SECONDS = 400
 
+pytestmark = pytest.mark.timeout(1800)  # three runs of the quickstart, in the fixture
+
 
 def start(output: Path, log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as file:
