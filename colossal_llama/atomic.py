@@ -2,24 +2,49 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from colossal_llama.errors import UserError
 
 
-def refuse_existing(target: Path, flag: str, overwrite: bool) -> None:
+MODEL_FOLDER_SUFFIXES = (".json", ".model", ".safetensors", ".bin", ".txt", ".jinja", ".md", ".py")
+
+
+def is_model_folder_entry(entry: Path) -> bool:
+    """Whether a file looks like one of a Hugging Face model or tokenizer folder."""
+    return entry.is_file() and entry.suffix in MODEL_FOLDER_SUFFIXES
+
+
+def refuse_existing(
+    target: Path, flag: str, overwrite: bool, is_ours: Callable[[Path], bool] = is_model_folder_entry
+) -> None:
     """Refuse to write over something that exists, before any work is done.
 
+    Args:
+        target: folder that is to be written.
+        flag: the flag that named it, for messages.
+        overwrite: replace an older output.
+        is_ours: tells entries of such an output from others, which ``overwrite`` must not delete.
+
     Raises:
-        UserError: ``target`` exists, is not an empty folder, and ``overwrite`` is off.
+        UserError: ``target`` is a file, or a folder that holds something: without ``overwrite`` anything, with it
+            anything that no such output holds.
     """
-    if overwrite or not target.exists():
+    if not target.exists():
         return
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    raise UserError(f"{flag} {target} already exists; choose another folder or add --overwrite to replace it")
+    if not target.is_dir():
+        raise UserError(f"{flag} {target}: is a file; give a folder")
+    entries = sorted(target.iterdir())
+    if entries and not overwrite:
+        raise UserError(f"{flag} {target} already exists; choose another folder or add --overwrite to replace it")
+    strangers = [entry.name for entry in entries if not is_ours(entry)]
+    if strangers:
+        raise UserError(
+            f"{flag} {target}: --overwrite would delete {strangers[0]!r}, which this command does not write; "
+            "name another folder"
+        )
 
 
 @contextmanager

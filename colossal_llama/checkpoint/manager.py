@@ -126,6 +126,12 @@ def existing_checkpoints(save_dir: Path) -> list[Path]:
     return sorted((path.parent for path in save_dir.glob(f"epoch-*_step-*/{RUNNING_STATES}")), key=progress)
 
 
+def discard_checkpoints(save_dir: Path) -> None:
+    """Delete all complete checkpoints in ``save_dir``."""
+    for folder in existing_checkpoints(save_dir):
+        shutil.rmtree(folder)
+
+
 class CheckpointManager:
     """Saves and restores everything a run consists of.
 

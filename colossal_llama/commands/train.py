@@ -144,11 +144,13 @@ class Setting:
 
 def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEnv) -> None:
     """Build everything, train, export. All ranks run it."""
-    from colossal_llama.checkpoint.manager import CheckpointManager
+    from colossal_llama.checkpoint.manager import CheckpointManager, discard_checkpoints
     from colossal_llama.plugins.steps import Boosted, build_step
 
     setting = build_setting(config, spec, inputs, env)
     announce(setting)
+    if config.overwrite and inputs.resume_from is None and env.is_main:
+        discard_checkpoints(Path(config.save_dir))
     booster, model, optimizer, lr_scheduler, finish = build_boosted(setting)
     manager = CheckpointManager(
         save_dir=Path(config.save_dir).resolve(),

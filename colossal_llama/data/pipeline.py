@@ -332,21 +332,11 @@ def check_outputs(job: PrepareJob) -> None:
     if job.jsonl_dir is not None:
         targets.append((job.jsonl_dir, "--data_jsonl_output_dir"))
     for target, flag in targets:
-        refuse_existing(target, flag, job.overwrite)
-        if not target.exists():
-            continue
-        if not target.is_dir():
-            raise UserError(f"{flag} {target}: is a file; give a folder")
-        foreign = [
-            entry.name
-            for entry in target.iterdir()
-            if entry.name != MANIFEST_FILE and not entry.name.startswith(PART_PREFIX)
-        ]
-        if foreign:
-            raise UserError(
-                f"{flag} {target}: --overwrite would delete {min(foreign)!r}, which no preparation wrote; "
-                "choose another folder"
-            )
+        refuse_existing(target, flag, job.overwrite, is_ours=_is_prepared_entry)
+
+
+def _is_prepared_entry(entry: Path) -> bool:
+    return entry.name == MANIFEST_FILE or entry.name.startswith(PART_PREFIX)
 
 
 @contextmanager

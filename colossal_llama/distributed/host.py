@@ -178,7 +178,7 @@ def _host_accelerator_class() -> type:
             return contextlib.nullcontext()
 
         def autocast(
-            self, enabled: bool = True, dtype: torch.dtype = torch.bfloat16, cache_enabled: bool = True
+            self, enabled: bool = True, dtype: torch.dtype = torch.float16, cache_enabled: bool = True
         ) -> Any:
             return torch.autocast("cpu", dtype=dtype, enabled=enabled, cache_enabled=cache_enabled)
 

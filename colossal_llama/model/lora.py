@@ -52,4 +52,6 @@ def add_lora(booster: Any, model: Any, rank: int, adapter: Path | None) -> Any:
 def bare_model(boosted: Any) -> Any:
     """The transformers model inside a boosted one, without the wrappers of Colossal-AI and peft."""
     model = boosted.unwrap(unwrap_peft=False)
+    if hasattr(model, "lora_layers"):  # Colossal-AI's own view of a peft model
+        return model.base_model
     return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -136,21 +136,25 @@ class DataParallelStep:
 
     def _sync_context(self, is_last: bool) -> Any:
         boosted = self._boosted
-        if boosted.spec.can_skip_sync and not is_last:
+        # Torch's AMP (fp16) hides DDP's no_sync.
+        if boosted.spec.can_skip_sync and boosted.options.precision != "fp16" and not is_last:
             return boosted.booster.no_sync(boosted.model, boosted.optimizer)
         return contextlib.nullcontext()
 
     def _update(self) -> float | None:
         boosted = self._boosted
-        grad_norm = None
-        if not boosted.spec.clips_gradients:
-            limit = boosted.options.max_norm or float("inf")
-            grad_norm = boosted.optimizer.clip_grad_by_norm(limit)
+        grad_norm = None if boosted.spec.clips_gradients else self._clip()
         boosted.optimizer.step()
         boosted.optimizer.zero_grad()
-        if grad_norm is None:
-            return _grad_norm_of(boosted.optimizer)
-        return float(grad_norm)
+        return _grad_norm_of(boosted.optimizer) if grad_norm is None else grad_norm
+
+    def _clip(self) -> float:
+        optimizer = self._boosted.optimizer
+        if hasattr(optimizer, "unscale_grad"):  # fp16 under torch's AMP
+            optimizer.unscale_grad()
+        parameters = [param for group in optimizer.param_groups for param in group["params"]]
+        limit = self._boosted.options.max_norm or float("inf")
+        return float(torch.nn.utils.clip_grad_norm_(parameters, limit))
 
 
 class PipelineStep:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.checkpoint.manager import existing_checkpoints
+from colossal_llama.checkpoint.manager import discard_checkpoints, existing_checkpoints
 from colossal_llama.errors import UserError
 from colossal_llama.quickstart import assets, corpus
 from colossal_llama.quickstart.plan import QuickstartPlan, StagePlan
@@ -197,8 +197,7 @@ def train_stage(
     run_command(
         [*launcher(processes), *train], {"OMP_NUM_THREADS": str(max(1, cores // processes)), "PYTHONUNBUFFERED": "1"}
     )
-    for checkpoint in existing_checkpoints(run / "checkpoints"):
-        shutil.rmtree(checkpoint)
+    discard_checkpoints(run / "checkpoints")
     metrics = [json.loads(line) for line in (run / "logs" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
         "steps": len(metrics),
@@ -248,6 +247,6 @@ def sample(model_dir: Path, prompt: str, prompt_style: str) -> Result:
 
     model, tokenizer = load_for_generation(model_dir, choose_device("cuda:0"))
     ids = build_prompt(tokenizer, prompt, prompt_style)
-    text = generate(model, tokenizer, ids, SamplingSettings(max_new_tokens=48, do_sample=False))
+    text = generate(model, tokenizer, ids, SamplingSettings(max_new_tokens=32, do_sample=False))
     print(f"   {prompt} -> {text}")
     return {"prompt": prompt, "text": text}

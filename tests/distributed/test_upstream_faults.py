@@ -21,10 +21,10 @@ PP2 = ("--plugin", "3d", "--zero", "0", "--pp", "2", "--batch_size", "4")
 def share_of_signs(before, after, expected):
     """Share of the parameters that moved in the direction of the reference's first Adam step."""
     agree = total = 0
-    for name, target in expected.items():
-        moved = target - before[name]
+    for name, start in before.items():
+        moved = expected[name] - start
         large = moved.abs() > 0.9 * moved.abs().max()
-        agree += (torch.sign(after[name].float() - before[name])[large] == torch.sign(moved)[large]).sum().item()
+        agree += (torch.sign(after[name].float() - start)[large] == torch.sign(moved)[large]).sum().item()
         total += large.sum().item()
     return agree / total
 
