@@ -8,7 +8,6 @@ from pathlib import Path
 
 from colossal_llama.errors import UserError
 
-
 MODEL_FOLDER_SUFFIXES = (".json", ".model", ".safetensors", ".bin", ".txt", ".jinja", ".md", ".py")
 
 

@@ -3,6 +3,12 @@
 IGNORE_INDEX = -100
 """Label of a position that carries no loss (the convention of torch.nn.CrossEntropyLoss and transformers)."""
 
+CONFIG_FILE = "config.json"
+"""What makes a folder a Hugging Face model's."""
+
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+"""What makes a folder a LoRA adapter's (peft)."""
+
 MANIFEST_FILE = "manifest.json"
 """Describes a prepared dataset; lies beside its ``part-*`` folders."""
 

@@ -22,9 +22,8 @@ from typing import Any
 from colossal_llama.atomic import publish_directory
 from colossal_llama.checkpoint.masters import load_masters, save_masters
 from colossal_llama.checkpoint.rng import load_rng, save_rng
+from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from colossal_llama.errors import UserError
-from colossal_llama.model.loader import CONFIG_FILE
-from colossal_llama.model.lora import ADAPTER_CONFIG
 from colossal_llama.state import TrainState
 
 MODELING = "modeling"
@@ -94,7 +93,7 @@ def locate_checkpoint(path: Path) -> ResumePoint:
         raise UserError(f"--load_checkpoint {path}: no such folder")
     if (path / RUNNING_STATES).is_file():
         return ResumePoint(folder=path, weights=path / MODELING)
-    if (path / CONFIG_FILE).is_file() or (path / ADAPTER_CONFIG).is_file():
+    if (path / CONFIG_FILE).is_file() or (path / ADAPTER_CONFIG_FILE).is_file():
         return ResumePoint(folder=None, weights=path)
     raise UserError(
         f"--load_checkpoint {path}: neither a checkpoint (it has no {RUNNING_STATES}) nor a modeling folder (it has no "

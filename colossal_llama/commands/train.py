@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.io import write_config
 from colossal_llama.config.train import TrainConfig
+from colossal_llama.constants import ADAPTER_CONFIG_FILE
 from colossal_llama.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -73,7 +74,6 @@ def check_inputs(config: TrainConfig) -> Inputs:
     """
     from colossal_llama.checkpoint.manager import ResumePoint, existing_checkpoints, locate_checkpoint
     from colossal_llama.model.loader import read_model_config
-    from colossal_llama.model.lora import ADAPTER_CONFIG
 
     pretrained = Path(config.pretrained)
     model_config = read_model_config(pretrained, "--pretrained")
@@ -81,7 +81,7 @@ def check_inputs(config: TrainConfig) -> Inputs:
     adapter = None
     if config.load_checkpoint is not None:
         point = locate_checkpoint(Path(config.load_checkpoint))
-        adapter = point.weights if (point.weights / ADAPTER_CONFIG).is_file() else None
+        adapter = point.weights if (point.weights / ADAPTER_CONFIG_FILE).is_file() else None
         if adapter is None:
             check_same_model(model_config, read_model_config(point.weights, "--load_checkpoint"), point.weights)
         elif not config.lora_rank:
@@ -166,6 +166,8 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
         lora=config.lora_rank > 0,
     )
     state = start_state(inputs, manager, env)
+    if env.is_main:
+        write_config(config, Path(config.config_file))
     step = build_step(Boosted(booster, model, optimizer, setting.layout, spec, setting.options, env.device))
     fit(setting, step, lr_scheduler, state, manager)
     if not config.benchmark:
@@ -258,11 +260,8 @@ def adopt_chat_template(tokenizer: Any, rows: Any) -> int | None:
 
 
 def announce(setting: Setting) -> None:
-    """Say what is about to happen and write the resolved configuration."""
+    """Say what is about to happen."""
     config, env, rows, schedule = setting.config, setting.env, setting.rows, setting.schedule
-    if not env.is_main:
-        return
-    write_config(config, Path(config.config_file))
     env.say(
         f"plugin {config.plugin}, {config.mixed_precision}, {env.world_size} process(es) on "
         f"{env.device.split(':')[0]}: {len(rows)} rows in {len(rows.bucket_sizes)} bucket(s), "
@@ -273,12 +272,11 @@ def announce(setting: Setting) -> None:
 
 def build_boosted(setting: Setting) -> tuple[Any, Any, Any, Any, Callable[[Path], None]]:
     """Booster, model, optimizer and schedule, and what completes an exported folder."""
-    from colossalai.booster import Booster
-
     from colossal_llama.checkpoint.export import finish_export
     from colossal_llama.model.lora import add_lora, bare_model
     from colossal_llama.model.rope import restore_rope_precision
     from colossal_llama.optim import build_lr_scheduler, build_optimizer
+    from colossal_llama.plugins import build_booster
 
     config, schedule = setting.config, setting.schedule
     model = build_model(setting)
@@ -291,8 +289,7 @@ def build_boosted(setting: Setting) -> tuple[Any, Any, Any, Any, Callable[[Path]
         generation_config=model.generation_config,
         vocab_size=setting.inputs.model_config["vocab_size"],
     )
-    amp = "fp16" if setting.spec.keeps_fp32_weights and config.mixed_precision == "fp16" else None
-    booster = Booster(plugin=setting.plugin, mixed_precision=amp)
+    booster = build_booster(setting.plugin, setting.spec, setting.options)
     if config.lora_rank:
         model = add_lora(booster, model, config.lora_rank, setting.inputs.adapter)
     optimizer = build_optimizer(model.parameters(), config.lr, config.weight_decay)

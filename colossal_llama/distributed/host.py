@@ -177,9 +177,7 @@ def _host_accelerator_class() -> type:
         def stream(self, stream: Any) -> contextlib.nullcontext:
             return contextlib.nullcontext()
 
-        def autocast(
-            self, enabled: bool = True, dtype: torch.dtype = torch.float16, cache_enabled: bool = True
-        ) -> Any:
+        def autocast(self, enabled: bool = True, dtype: torch.dtype = torch.float16, cache_enabled: bool = True) -> Any:
             return torch.autocast("cpu", dtype=dtype, enabled=enabled, cache_enabled=cache_enabled)
 
     return HostAccelerator

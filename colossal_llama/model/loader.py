@@ -6,10 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from colossal_llama.errors import UserError
-from colossal_llama.model.lora import ADAPTER_CONFIG
-
-CONFIG_FILE = "config.json"
 
 
 def read_model_config(folder: Path, flag: str) -> dict[str, Any]:
@@ -47,23 +45,13 @@ def load_model(folder: Path, flag: str, precision: str, attn_implementation: str
         UserError: the folder holds no loadable causal LM.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    if (folder / ADAPTER_CONFIG).is_file():
+    from colossal_llama.model.pretrained import load_causal_lm
+
+    if (folder / ADAPTER_CONFIG_FILE).is_file():
         return _load_with_adapter(folder, flag, precision, attn_implementation)
-    read_model_config(folder, flag)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(folder), torch_dtype=dtype, attn_implementation=attn_implementation, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{flag} {folder}: cannot load a causal language model from it: {reason}") from error
-    except Exception as error:
-        if type(error).__name__ != "SafetensorError":
-            raise
-        raise UserError(f"{flag} {folder}: damaged weights file ({error}); copy the model again") from error
+    model = load_causal_lm(folder, flag, dtype, attn_implementation)
     model.config.use_cache = False
     model.train()
     return model
@@ -72,9 +60,11 @@ def load_model(folder: Path, flag: str, precision: str, attn_implementation: str
 def _load_with_adapter(folder: Path, flag: str, precision: str, attn_implementation: str) -> Any:
     from peft import PeftModel
 
-    base = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path", "")
+    base = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path", "")
     if not Path(base).is_dir():
-        raise UserError(f"{flag} {folder}: its {ADAPTER_CONFIG} names the base model {base!r}, which is no folder here")
+        raise UserError(
+            f"{flag} {folder}: its {ADAPTER_CONFIG_FILE} names the base model {base!r}, which is no folder here"
+        )
     model = load_model(Path(base), flag, precision, attn_implementation)
     return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
 

@@ -7,9 +7,6 @@ from typing import Any
 
 from colossal_llama.errors import UserError
 
-ADAPTER_CONFIG = "adapter_config.json"
-"""What makes a folder an adapter's."""
-
 LORA_ALPHA = 32
 LORA_DROPOUT = 0.1
 TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -17,8 +17,16 @@ MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", "
 _FLOAT_WIDTH = {"F64": 3, "F32": 2, "BF16": 1, "F16": 1}
 
 
-def load_causal_lm(path: Path, flag: str) -> "PreTrainedModel":
-    """Load a causal language model from a local folder in the dtype its weights are stored in.
+def load_causal_lm(
+    path: Path, flag: str, dtype: "torch.dtype | None" = None, attn_implementation: str | None = None
+) -> "PreTrainedModel":
+    """Load a causal language model from a local folder.
+
+    Args:
+        path: Hugging Face model folder.
+        flag: the flag that named it, for messages.
+        dtype: of the parameters; None for the one that the weights are stored in.
+        attn_implementation: ``sdpa``, ``eager`` or ``flash_attention_2``; None for transformers' choice.
 
     Raises:
         UserError: the folder is missing, holds no model, or weights are missing or unreadable.
@@ -31,7 +39,8 @@ def load_causal_lm(path: Path, flag: str) -> "PreTrainedModel":
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 str(path),
-                torch_dtype=stored_dtype(path) or "auto",
+                torch_dtype=dtype or stored_dtype(path) or "auto",
+                attn_implementation=attn_implementation,
                 local_files_only=True,
                 low_cpu_mem_usage=True,
                 output_loading_info=True,

@@ -1,6 +1,13 @@
 """The plugins that ``--plugin`` selects; importing this package fills :data:`base.PLUGINS`."""
 
 from colossal_llama.plugins import ddp, gemini, hybrid, zero  # noqa: F401 (each registers itself)
-from colossal_llama.plugins.base import PLUGINS, ParallelLayout, PluginOptions, PluginSpec, build_options
+from colossal_llama.plugins.base import (
+    PLUGINS,
+    ParallelLayout,
+    PluginOptions,
+    PluginSpec,
+    build_booster,
+    build_options,
+)
 
-__all__ = ["PLUGINS", "ParallelLayout", "PluginOptions", "PluginSpec", "build_options"]
+__all__ = ["PLUGINS", "ParallelLayout", "PluginOptions", "PluginSpec", "build_booster", "build_options"]

@@ -127,6 +127,14 @@ def build_options(config: TrainConfig, on_host: bool, flash_attention: bool) -> 
     )
 
 
+def build_booster(plugin: Any, spec: PluginSpec, options: PluginOptions) -> Any:
+    """The Booster of a plugin; fp16 with weights kept in fp32 needs torch's AMP for its loss scale."""
+    from colossalai.booster import Booster
+
+    amp = "fp16" if spec.keeps_fp32_weights and options.precision == "fp16" else None
+    return Booster(plugin=plugin, mixed_precision=amp)
+
+
 def refuse_lora(where: str, options: PluginOptions) -> None:
     """Refuse LoRA where Colossal-AI cannot wrap the adapters."""
     if options.lora:

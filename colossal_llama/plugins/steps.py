@@ -150,7 +150,7 @@ class DataParallelStep:
 
     def _clip(self) -> float:
         optimizer = self._boosted.optimizer
-        if hasattr(optimizer, "unscale_grad"):  # fp16 under torch's AMP
+        if self._boosted.options.precision == "fp16":  # the gradients carry AMP's loss scale
             optimizer.unscale_grad()
         parameters = [param for group in optimizer.param_groups for param in group["params"]]
         limit = self._boosted.options.max_norm or float("inf")

@@ -208,9 +208,7 @@ def test_neftune_under_tensor_and_pipeline_parallelism(tmp_path, tiny_model, row
 
 
 def test_checkpoint_is_published_only_when_every_rank_has_written(tmp_path, tiny_model, rows_1_step):
-    arguments = flags(
-        tiny_model, rows_1_step, *BF16, "--plugin", "zero2", "--batch_size", "2", "--save_interval", "1"
-    )
+    arguments = flags(tiny_model, rows_1_step, *BF16, "--plugin", "zero2", "--batch_size", "2", "--save_interval", "1")
     written = {}
     for name, environment in (("with", {}), ("without", {"UNDO": "barrier"})):
         outputs = ["--save_dir", str(tmp_path / name), "--tensorboard_dir", str(tmp_path / "logs")]

@@ -20,10 +20,10 @@ LAYERS = (
     {"commands"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SIDEWAYS = {("registry", "errors"), ("atomic", "errors"), ("data", "tokenizer"), ("checkpoint", "model")}
+SIDEWAYS = {("registry", "errors"), ("atomic", "errors"), ("data", "tokenizer")}
 """The imports inside one layer that are allowed."""
 
-MAY_USE_COLOSSALAI = {"distributed", "plugins", "optim", "checkpoint", "commands.train"}
+MAY_USE_COLOSSALAI = {"distributed", "plugins", "optim", "checkpoint"}
 HEAVY = {"torch", "transformers", "datasets", "colossalai"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
