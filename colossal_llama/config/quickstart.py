@@ -11,7 +11,7 @@ from colossal_llama.errors import UserError
 class QuickstartConfig:
     """How the main job runs."""
 
-    plugin: str = flag("zero2", help="plugin of all training stages", choices=PLUGIN_NAMES)
+    plugin: str = flag("ddp", help="plugin of all training stages", choices=PLUGIN_NAMES)
     processes: int = flag(2, help="training processes")
     tiny: bool = flag(False, help="the same job on a small model that is made and trained here, in under 3 minutes")
     output_dir: str = flag("quickstart_output", help="everything is written below it; a second run goes on there")

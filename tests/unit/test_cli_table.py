@@ -113,7 +113,7 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--seed": (42,),
     },
     QuickstartConfig: {
-        "--plugin": ("zero2",),
+        "--plugin": ("ddp",),
         "--processes": (2,),
         "--tiny": (False,),
         "--output_dir": ("quickstart_output",),
