@@ -203,7 +203,7 @@ class CheckpointManager:
         self._identity.check(stored, folder)
         if not (folder / OPTIMIZER).is_dir():
             raise UserError(f"{folder / OPTIMIZER}: missing; resume from another checkpoint")
-        self._booster.load_optimizer(self._optimizer, str(folder / OPTIMIZER))
+        self._booster.load_optimizer(_stored_optimizer(self._optimizer), str(folder / OPTIMIZER))
         self._booster.load_lr_scheduler(self._lr_scheduler, str(folder / LR_SCHEDULER))
         load_masters(self._model, self._optimizer, folder / MASTERS, self._rank, self._world_size)
         self._load_loss_scale(folder / LOSS_SCALE)
@@ -236,7 +236,7 @@ class CheckpointManager:
 
     def _write_optimizer(self, folder: Path) -> None:
         self._booster.save_optimizer(
-            self._optimizer, str(folder / OPTIMIZER), shard=True, size_per_shard=OPTIMIZER_SHARD_MIB
+            _stored_optimizer(self._optimizer), str(folder / OPTIMIZER), shard=True, size_per_shard=OPTIMIZER_SHARD_MIB
         )
         self._booster.save_lr_scheduler(self._lr_scheduler, str(folder / LR_SCHEDULER))
         save_masters(self._model, self._optimizer, folder / MASTERS, self._rank, self._world_size)
@@ -259,6 +259,11 @@ class CheckpointManager:
             return
         for name, value in torch.load(path, map_location=_scaler_device(scaler), weights_only=True).items():
             setattr(scaler, name, value)
+
+
+def _stored_optimizer(optimizer: Any) -> Any:
+    """The wrapper whose state the Booster can store: under torch's AMP (ddp in fp16) there are two."""
+    return optimizer.optim if hasattr(optimizer.optim, "optim") else optimizer
 
 
 def _loss_scaler(optimizer: Any) -> Any:
