@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ class Corpus:
     """Texts of the quickstart; held-out texts come from documents that nothing else is taken from.
 
     Attributes:
-        chinese, english: passages to learn from, in order.
+        chinese, english: passages to learn from, in a fixed random order.
         chinese_held_out, english_held_out: passages to measure on.
     """
 
@@ -48,8 +49,8 @@ def build_corpus(
     en_in = [text for number, text in enumerate(documents) if (number + 1) % ENGLISH_HELD_OUT_EVERY]
     zh_size, en_size = passage_characters
     return Corpus(
-        chinese=[passage for text in zh_in for passage in passages(text, zh_size)],
-        english=[passage for text in en_in for passage in passages(text, en_size)],
+        chinese=_shuffled([passage for text in zh_in for passage in passages(text, zh_size)]),
+        english=_shuffled([passage for text in en_in for passage in passages(text, en_size)]),
         chinese_held_out=_even_sample([p for text in zh_out for p in passages(text, zh_size)], held_out[0]),
         english_held_out=_even_sample([p for text in en_out for p in passages(text, en_size)], held_out[1]),
     )
@@ -80,6 +81,12 @@ def take(texts: Sequence[str], start: int, characters: int) -> list[str]:
         taken.append(text)
         total += len(text)
     return taken
+
+
+def _shuffled(texts: list[str]) -> list[str]:
+    """A fixed random order: the few passages that a stage takes then come from all documents."""
+    random.Random(0).shuffle(texts)
+    return texts
 
 
 def _even_sample(texts: Sequence[str], characters: int) -> list[str]:

@@ -64,10 +64,10 @@ FULL = QuickstartPlan(
     passage_characters=(180, 500),
     held_out=(3000, 4000),
     stages=(
-        StagePlan("stage1", "1 embedding alignment", 10_000, 0, 2.5e-3, embeddings_only=True),
-        StagePlan("stage2", "2 knowledge injection", 42_000, 0, 1e-3),
-        StagePlan("stage3", "3 knowledge replay", 12_000, 16_000, 5e-4, pairs=True),
-        StagePlan("sft", "4 SFT with NEFTune", 2_000, 2_000, 5e-5, conversations=True),
+        StagePlan("stage1", "1 embedding alignment", 10_000, 0, 2e-3, embeddings_only=True),
+        StagePlan("stage2", "2 knowledge injection", 30_000, 6_000, 5e-4),
+        StagePlan("stage3", "3 knowledge replay", 10_000, 18_000, 4e-4),
+        StagePlan("sft", "4 SFT with NEFTune", 1_500, 1_500, 5e-5, conversations=True),
     ),
 )
 
