@@ -35,9 +35,8 @@ def dump_logits(step: Any, path: str) -> None:
     dtypes = {buffer.dtype for name, buffer in bare_model(boosted.model).named_buffers() if name.endswith("inv_freq")}
     assert dtypes == {torch.float32}, f"RoPE frequencies are {dtypes}"
     with torch.no_grad():
-        logits = boosted.model(input_ids=fixed_ids(bare_model(boosted.model).config.vocab_size), use_cache=False)[
-            "logits"
-        ]
+        ids = fixed_ids(bare_model(boosted.model).config.vocab_size)
+        logits = boosted.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)["logits"]
     if boosted.layout.tp_group is not None:
         shards = [torch.empty_like(logits) for _ in range(dist.get_world_size(boosted.layout.tp_group))]
         dist.all_gather(shards, logits.contiguous(), group=boosted.layout.tp_group)
