@@ -8,10 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-HELD_OUT_EVERY = 20
-"""Every 20th chapter and every 10th English document (see below) is held out."""
-
-ENGLISH_HELD_OUT_EVERY = 10
+CHINESE_CYCLE, ENGLISH_CYCLE = 20, 10
+"""Of every so many documents, in order, the middle one is held out and the last one is for validation."""
 
 CONTINUE_PROMPT = "请接着往下写：\n"
 EXPLAIN_PROMPT = "Go on with this explanation:\n"
@@ -19,41 +17,58 @@ EXPLAIN_PROMPT = "Go on with this explanation:\n"
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts of the quickstart; held-out texts come from documents that nothing else is taken from.
+    """Texts of the quickstart; validation and held-out texts come from documents that nothing else is taken from.
 
     Attributes:
         chinese, english: passages to learn from, in a fixed random order.
-        chinese_held_out, english_held_out: passages to measure on.
+        measured: language to the passages to measure on.
     """
 
     chinese: list[str]
     english: list[str]
-    chinese_held_out: list[str]
-    english_held_out: list[str]
+    measured: dict[str, list[str]]
 
 
 def build_corpus(
-    chapters: Sequence[str], documents: Sequence[str], passage_characters: tuple[int, int], held_out: tuple[int, int]
+    chapters: Sequence[str],
+    documents: Sequence[str],
+    passage_characters: tuple[int, int],
+    measured_characters: tuple[int, int],
+    split: str = "held_out",
 ) -> Corpus:
-    """Split documents into passages and set the held-out ones apart.
+    """Split documents into passages and set those apart that are measured on.
 
     Args:
         chapters: Chinese documents.
         documents: English documents.
         passage_characters: longest passage in characters, Chinese and English.
-        held_out: characters to measure on at most, Chinese and English; spread evenly over the held-out documents.
+        measured_characters: characters to measure on at most, Chinese and English; spread evenly over the split's
+            documents.
+        split: ``held_out``, whose figures are reported, or ``validation``, for choosing a plan's numbers.
     """
-    zh_out = [text for number, text in enumerate(chapters) if number % HELD_OUT_EVERY == HELD_OUT_EVERY - 1]
-    zh_in = [text for number, text in enumerate(chapters) if number % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
-    en_out = documents[ENGLISH_HELD_OUT_EVERY - 1 :: ENGLISH_HELD_OUT_EVERY]
-    en_in = [text for number, text in enumerate(documents) if (number + 1) % ENGLISH_HELD_OUT_EVERY]
     zh_size, en_size = passage_characters
+    zh_train, zh_measured = _set_apart(chapters, CHINESE_CYCLE, split)
+    en_train, en_measured = _set_apart(documents, ENGLISH_CYCLE, split)
     return Corpus(
-        chinese=_shuffled([passage for text in zh_in for passage in passages(text, zh_size)]),
-        english=_shuffled([passage for text in en_in for passage in passages(text, en_size)]),
-        chinese_held_out=_even_sample([p for text in zh_out for p in passages(text, zh_size)], held_out[0]),
-        english_held_out=_even_sample([p for text in en_out for p in passages(text, en_size)], held_out[1]),
+        chinese=_shuffled(all_passages(zh_train, zh_size)),
+        english=_shuffled(all_passages(en_train, en_size)),
+        measured={
+            "chinese": _even_sample(all_passages(zh_measured, zh_size), measured_characters[0]),
+            "english": _even_sample(all_passages(en_measured, en_size), measured_characters[1]),
+        },
     )
+
+
+def _set_apart(documents: Sequence[str], cycle: int, split: str) -> tuple[list[str], list[str]]:
+    """The documents to learn from and those of ``split``; the other split's documents are in neither."""
+    offsets = {"held_out": cycle // 2 - 1, "validation": cycle - 1}
+    train = [text for number, text in enumerate(documents) if number % cycle not in offsets.values()]
+    return train, list(documents[offsets[split] :: cycle])
+
+
+def all_passages(documents: Iterable[str], characters: int) -> list[str]:
+    """The :func:`passages` of all documents."""
+    return [passage for text in documents for passage in passages(text, characters)]
 
 
 def passages(text: str, characters: int) -> list[str]:

@@ -19,6 +19,7 @@ class QuickstartJob:
         self._config = config
         self._plan = TINY if config.tiny else FULL
         name = f"{'tiny' if config.tiny else 'full'}-{config.plugin}-{config.processes}"
+        name += "-validation" if config.measure_on == "validation" else ""
         self._workspace = steps.Workspace(Path(config.output_dir).resolve() / name)
         self._runner = steps.StepRunner(self._workspace)
         self._flags = steps.plugin_flags(config.plugin)
@@ -26,7 +27,8 @@ class QuickstartJob:
 
     def run(self) -> None:
         """Run what is not done yet, then write and print the report."""
-        self._logged("text", "cut the texts", lambda: steps.write_texts(self._workspace, self._plan))
+        split = self._config.measure_on
+        self._logged("text", "cut the texts", lambda: steps.write_texts(self._workspace, self._plan, split))
         base = self._base_model()
         measurements = [("base model", self._measured("base", base))]
         samples = [self._sampled("base model writes", base, PRETRAINED_PROMPT, "text")]
@@ -95,7 +97,7 @@ class QuickstartJob:
         report.draw_curves(figure, curves, measurements[1:])
         text = "\n\n".join(
             [
-                report.comparison_table(measurements[0][1], measurements[-1][1]),
+                report.comparison_table(self._config.measure_on, measurements[0][1], measurements[-1][1]),
                 report.stages_table(measurements),
                 report.steps_table(self._log),
                 "\n".join(f"{one['title']}: {one['prompt']!r} -> {one['text']!r}" for one in samples),

@@ -38,7 +38,9 @@ class QuickstartPlan:
         max_length: row length in tokens.
         global_batch: rows per optimizer step.
         passage_characters: longest passage, Chinese and English.
-        held_out: characters to measure on, Chinese and English.
+        conversation_characters: longest text of one conversation, Chinese and English; with the chat template around
+            it, it must fit into a row.
+        measured_characters: characters to measure on, Chinese and English.
         stages: in order.
         base_stage: trains the base model first, where there is none to start from.
     """
@@ -47,7 +49,8 @@ class QuickstartPlan:
     max_length: int
     global_batch: int
     passage_characters: tuple[int, int]
-    held_out: tuple[int, int]
+    conversation_characters: tuple[int, int]
+    measured_characters: tuple[int, int]
     stages: tuple[StagePlan, ...]
     base_stage: StagePlan | None = None
 
@@ -58,16 +61,17 @@ class QuickstartPlan:
 
 
 FULL = QuickstartPlan(
-    new_tokens=256,
+    new_tokens=64,
     max_length=256,
     global_batch=2,
-    passage_characters=(180, 500),
-    held_out=(3000, 4000),
+    passage_characters=(150, 500),
+    conversation_characters=(100, 500),
+    measured_characters=(3000, 4000),
     stages=(
-        StagePlan("stage1", "1 embedding alignment", 10_000, 0, 2e-3, embeddings_only=True),
-        StagePlan("stage2", "2 knowledge injection", 30_000, 6_000, 5e-4),
-        StagePlan("stage3", "3 knowledge replay", 10_000, 18_000, 4e-4),
-        StagePlan("sft", "4 SFT with NEFTune", 1_500, 1_500, 5e-5, conversations=True),
+        StagePlan("stage1", "1 embedding alignment", 8_000, 0, 2e-3, embeddings_only=True),
+        StagePlan("stage2", "2 knowledge injection", 30_000, 6_000, 6e-4),
+        StagePlan("stage3", "3 knowledge replay", 6_000, 7_000, 2e-4),
+        StagePlan("sft", "4 SFT with NEFTune", 2_500, 2_500, 5e-5, conversations=True),
     ),
 )
 
@@ -76,7 +80,8 @@ TINY = QuickstartPlan(
     max_length=256,
     global_batch=8,
     passage_characters=(70, 200),
-    held_out=(6000, 9000),
+    conversation_characters=(70, 200),
+    measured_characters=(6000, 9000),
     stages=(
         StagePlan("stage1", "1 embedding alignment", 40_000, 0, 4e-3, embeddings_only=True),
         StagePlan("stage2", "2 knowledge injection", 120_000, 0, 1e-3),

@@ -8,9 +8,9 @@ from typing import Any
 Result = dict[str, Any]
 
 
-def comparison_table(before: Result, after: Result) -> str:
-    """Markdown table of the held-out figures before and after, with the change in per cent."""
-    lines = ["| held-out text | figure | before | after | change |", "|---|---|---:|---:|---:|"]
+def comparison_table(split: str, before: Result, after: Result) -> str:
+    """Markdown table of the figures on ``split`` before and after, with the change in per cent."""
+    lines = [f"| text ({split}) | figure | before | after | change |", "|---|---|---:|---:|---:|"]
     for language in ("chinese", "english"):
         for figure, label in (
             ("bits_per_byte", "bits per UTF-8 byte"),
@@ -49,7 +49,7 @@ def draw_curves(path: Path, stages: list[tuple[str, list[float]]], measurements:
     Args:
         path: the PNG file.
         stages: label and losses (nats per target token) of each stage, in order.
-        measurements: label and held-out figures, the first before any training, then one after each stage.
+        measurements: label and figures, the first before any training, then one after each stage.
     """
     import matplotlib
 
@@ -66,7 +66,7 @@ def draw_curves(path: Path, stages: list[tuple[str, list[float]]], measurements:
     top.legend()
     for language, marker in (("chinese", "o"), ("english", "s")):
         values = [result[language]["bits_per_byte"] for _, result in measurements]
-        bottom.plot(boundaries[-len(values) :], values, marker=marker, label=f"{language}, held out")
+        bottom.plot(boundaries[-len(values) :], values, marker=marker, label=language)
     bottom.set_ylabel("bits per UTF-8 byte")
     bottom.set_xlabel("optimizer step over all stages")
     bottom.set_ylim(bottom=0)
