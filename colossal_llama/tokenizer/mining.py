@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colossal_llama.data.readers import parse_line
 from colossal_llama.errors import UserError
+from colossal_llama.json_records import parse_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

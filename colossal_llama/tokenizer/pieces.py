@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Container, Iterable
 from pathlib import Path
 
-from colossal_llama.data.readers import parse_line
 from colossal_llama.errors import UserError
+from colossal_llama.json_records import parse_line
 
 SPACE_MARK = "▁"
 """Stands for a space inside a piece (SentencePiece's convention)."""
