@@ -63,27 +63,14 @@ class Clock:
         return wrapped
 
 
-def measure(arguments: argparse.Namespace, logs: Path) -> list[dict[str, float]]:
-    """Train on random rows; returns the seconds of each step after the warm-up."""
-    from colossal_llama.distributed.launch import launch, shut_down
-
-    env = launch(seed=0)
-    import torch
+def build_clocked_step(arguments: argparse.Namespace, device: str, total_steps: int, clock: Clock) -> tuple[Any, Any]:
+    """The ddp plugin's step on a loaded model, each phase charged to ``clock``, and its learning-rate schedule."""
     from colossalai.booster import Booster
 
-    from colossal_llama.data.collator import PackedCollator
-    from colossal_llama.data.loader import StepLoader
-    from colossal_llama.data.random_rows import RandomRows
-    from colossal_llama.data.sampler import BucketSampler
-    from colossal_llama.metrics.tracker import MetricTracker
-    from colossal_llama.metrics.writers import JsonlWriter, ProgressWriter, TensorBoardWriter
     from colossal_llama.model.loader import load_model
     from colossal_llama.optim import build_lr_scheduler, build_optimizer
     from colossal_llama.plugins import PLUGINS, PluginOptions
     from colossal_llama.plugins.steps import Boosted, DataParallelStep
-    from colossal_llama.schedule import TrainSchedule
-    from colossal_llama.state import TrainState
-    from colossal_llama.trainer import Trainer
 
     spec = PLUGINS.get("ddp")
     options = PluginOptions(
@@ -91,33 +78,54 @@ def measure(arguments: argparse.Namespace, logs: Path) -> list[dict[str, float]]
         max_norm=1.0,
         rows_per_step=arguments.micro_batch_size * arguments.accumulation_steps,
         accumulation_steps=arguments.accumulation_steps,
-        on_host=env.device == "cpu",
+        on_host=device == "cpu",
     )
     plugin = spec.make(options)
-    layout = spec.layout(plugin, options)
     model = load_model(Path(arguments.pretrained), "--pretrained", "fp32", "sdpa")
-    count = (arguments.warmup + arguments.steps) * options.rows_per_step
-    rows = RandomRows(count, arguments.max_length, model.config.vocab_size, seed=0)
-    schedule = TrainSchedule(count, 1, arguments.micro_batch_size, arguments.accumulation_steps, num_epochs=1)
     optimizer = build_optimizer(model.parameters(), lr=1e-5, weight_decay=0.1)
-    lr_scheduler = build_lr_scheduler(optimizer, schedule.total_steps, schedule.resolved_warmup_steps)
-    booster = Booster(plugin=plugin)
+    lr_scheduler = build_lr_scheduler(optimizer, total_steps, warmup_steps=1)
+    booster: Any = Booster(plugin=plugin)
     model, optimizer, _, _, lr_scheduler = booster.boost(model, optimizer, lr_scheduler=lr_scheduler)
-
-    step: Any = DataParallelStep(Boosted(booster, model, optimizer, layout, spec, options, env.device))
-    clock = Clock(torch.cuda.synchronize if torch.cuda.is_available() else lambda: None)
+    step: Any = DataParallelStep(
+        Boosted(booster, model, optimizer, spec.layout(plugin, options), spec, options, device)
+    )
     step._forward = clock.timed("forward", step._forward)
     step._update = clock.timed("optimizer", step._update)
     step.run = clock.ending_steps(step.run)
-    timed_booster: Any = booster
-    timed_booster.backward = clock.timed("backward", booster.backward)
+    booster.backward = clock.timed("backward", booster.backward)
+    return step, lr_scheduler
 
+
+def measure(arguments: argparse.Namespace, logs: Path) -> list[dict[str, float]]:
+    """Train on random rows; returns the seconds of each step after the warm-up."""
+    from colossal_llama.distributed.launch import launch, shut_down
+
+    env = launch(seed=0)
+    import torch
+
+    from colossal_llama.data.collator import PackedCollator
+    from colossal_llama.data.loader import StepLoader
+    from colossal_llama.data.random_rows import RandomRows
+    from colossal_llama.data.sampler import BucketSampler
+    from colossal_llama.metrics.tracker import MetricTracker
+    from colossal_llama.metrics.writers import JsonlWriter, ProgressWriter, TensorBoardWriter
+    from colossal_llama.model.loader import read_model_config
+    from colossal_llama.schedule import TrainSchedule
+    from colossal_llama.state import TrainState
+    from colossal_llama.trainer import Trainer
+
+    count = (arguments.warmup + arguments.steps) * arguments.micro_batch_size * arguments.accumulation_steps
+    schedule = TrainSchedule(count, 1, arguments.micro_batch_size, arguments.accumulation_steps, num_epochs=1)
+    clock = Clock(torch.cuda.synchronize if torch.cuda.is_available() else lambda: None)
+    step, lr_scheduler = build_clocked_step(arguments, env.device, schedule.total_steps, clock)
+    vocab_size = read_model_config(Path(arguments.pretrained), "--pretrained")["vocab_size"]
+    rows = RandomRows(count, arguments.max_length, vocab_size, seed=0)
     collate = PackedCollator(0, arguments.max_length, "max_length")
     tracker = MetricTracker([ProgressWriter(schedule.total_steps, 0), JsonlWriter(logs, 0), TensorBoardWriter(logs, 0)])
     trainer = Trainer(
         step=step,
         lr_scheduler=lr_scheduler,
-        loader=StepLoader(rows, BucketSampler(rows.bucket_sizes, 0), collate, schedule, layout.data_rank),
+        loader=StepLoader(rows, BucketSampler(rows.bucket_sizes, 0), collate, schedule, env.rank),
         schedule=schedule,
         state=TrainState(),
         tracker=tracker,

@@ -7,8 +7,9 @@ record that holds nothing to learn is a :class:`Dropped` with its reason, which 
 from dataclasses import dataclass
 from typing import Any
 
-from colossal_llama.data.readers import Record, json_type
+from colossal_llama.data.readers import Record
 from colossal_llama.errors import UserError
+from colossal_llama.json_records import json_type
 
 EMPTY_TARGET = "empty target"
 NO_MESSAGES = "no messages"

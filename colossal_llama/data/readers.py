@@ -5,13 +5,13 @@ the line numbers. Lines end at ``\\n`` only: U+2028 and its like are ordinary ch
 """
 
 import codecs
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from colossal_llama.errors import UserError
+from colossal_llama.json_records import parse_line
 
 SLICE_BYTES = 1 << 20
 """Size of a slice. It fixes the unit of work, not the result: a line longer than this stays whole."""
@@ -103,80 +103,3 @@ def read_records(directory: Path, flag: str = "--data_input_dirs") -> Iterator[R
     for path in list_jsonl_files(directory, flag):
         for piece in plan_slices(path):
             yield from read_slice(piece)
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _object_without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    # Python would keep the last value and lose the others without a word.
-    content = dict(pairs)
-    if len(content) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"the key {twice!r} occurs twice in one object")
-    return content
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_object_without_duplicates)
-
-
-def parse_line(raw: bytes, where: str) -> dict[str, Any]:
-    """Parse one line into a JSON object that UTF-8 can express.
-
-    Args:
-        raw: the line's bytes.
-        where: ``file:line`` for messages.
-
-    Raises:
-        UserError: not UTF-8, not JSON (NaN and Infinity included), not an object, a key twice in one object,
-            nested too deeply, or a string that holds half of a surrogate pair.
-    """
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{where}: not UTF-8 (byte 0x{raw[error.start]:02x} at column {error.start + 1}); convert the file to UTF-8"
-        ) from error
-    try:
-        value = _DECODER.decode(text)
-    except RecursionError as error:
-        raise UserError(f"{where}: nested too deeply; expected one flat JSON object per line") from error
-    except ValueError as error:
-        raise UserError(f"{where}: not valid JSON ({_reason(error)}); expected one JSON object per line") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: expected a JSON object, found {json_type(value)}")
-    if b"\\ud" in raw.lower():
-        _refuse_lone_surrogates(value, where)
-    return value
-
-
-def _reason(error: ValueError) -> str:
-    # The decoder counts lines too, and its "line 1" would stand beside the file's real line.
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
-    return str(error)
-
-
-def _refuse_lone_surrogates(value: dict[str, Any], where: str) -> None:
-    try:
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        code = ord(error.object[error.start])
-        raise UserError(
-            f"{where}: a string holds \\u{code:04x}, which is half of a surrogate pair; remove it"
-        ) from error
-
-
-def json_type(value: Any) -> str:
-    """What JSON calls the type of a parsed value, for messages."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "a boolean"
-    if isinstance(value, (int, float)):
-        return "a number"
-    if isinstance(value, str):
-        return "a string"
-    return "an array" if isinstance(value, list) else "an object"

@@ -72,11 +72,15 @@ class ParallelLayout:
     is_last_stage: bool = True
 
 
-def world_layout() -> ParallelLayout:
+def world_layout(plugin: Any, options: PluginOptions) -> ParallelLayout:
     """The layout of plain data parallelism: every rank has its own rows."""
     import torch.distributed as dist
 
     return ParallelLayout(data_rank=dist.get_rank(), data_size=dist.get_world_size())
+
+
+def accept_any(options: PluginOptions, world_size: int) -> None:
+    """The check of a plugin that runs with every precision and any number of processes."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ class PluginSpec:
 
     summary: str
     make: Callable[[PluginOptions], Any]
-    check: Callable[[PluginOptions, int], None]
-    layout: Callable[[Any, PluginOptions], ParallelLayout]
+    check: Callable[[PluginOptions, int], None] = accept_any
+    layout: Callable[[Any, PluginOptions], ParallelLayout] = world_layout
     keeps_fp32_weights: bool = False
     clips_gradients: bool = True
     can_skip_sync: bool = False

@@ -7,12 +7,10 @@ from typing import Any
 
 from colossal_llama.plugins.base import (
     PLUGINS,
-    ParallelLayout,
     PluginOptions,
     PluginSpec,
     refuse_fp32,
     refuse_lora,
-    world_layout,
 )
 
 INITIAL_LOSS_SCALE = 2**16
@@ -42,10 +40,6 @@ def _check(options: PluginOptions, world_size: int, name: str) -> None:
     refuse_lora(f"--plugin {name}", options)
 
 
-def _layout(plugin: Any, options: PluginOptions) -> ParallelLayout:
-    return world_layout()
-
-
 for _name, _policy in (("gemini", "static"), ("gemini_auto", "auto")):
     PLUGINS.add(
         _name,
@@ -53,7 +47,6 @@ for _name, _policy in (("gemini", "static"), ("gemini_auto", "auto")):
             summary=f"ZeRO-3 in chunks ({_policy} placement): parameters sharded too",
             make=partial(_make, placement_policy=_policy),
             check=partial(_check, name=_name),
-            layout=_layout,
             shards_attention=True,
         ),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from colossal_llama.plugins.base import PLUGINS, ParallelLayout, PluginOptions, PluginSpec, world_layout
+from colossal_llama.plugins.base import PLUGINS, PluginOptions, PluginSpec
 
 INITIAL_LOSS_SCALE = 2**16
 
@@ -23,21 +23,11 @@ def _make(options: PluginOptions, cpu_offload: bool) -> Any:
     )
 
 
-def _check(options: PluginOptions, world_size: int) -> None:
-    """Runs with every precision and any number of processes."""
-
-
-def _layout(plugin: Any, options: PluginOptions) -> ParallelLayout:
-    return world_layout()
-
-
 for _name, _offload, _where in (("zero2", False, ""), ("zero2_cpu", True, ", kept in host memory")):
     PLUGINS.add(
         _name,
         PluginSpec(
             summary=f"ZeRO-2: gradients and optimizer states sharded over the ranks{_where}",
             make=partial(_make, cpu_offload=_offload),
-            check=_check,
-            layout=_layout,
         ),
     )

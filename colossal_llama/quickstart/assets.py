@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import pydoc_data.topics
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,17 +60,16 @@ def export_smollm2(target: Path) -> None:
     (target / "tokenizer.model").unlink(missing_ok=True)
 
 
-def make_tiny_base(target: Path, texts: list[str]) -> None:
-    """Write an untrained Llama of 3 million parameters and a tokenizer trained on ``texts`` into ``target``."""
-    import torch
+def save_byte_level_tokenizer(target: Path, texts: Iterable[str], vocab_size: int) -> None:
+    """Train a byte-level BPE tokenizer with ``<s>`` (id 0) and ``</s>`` (id 1) and save it as a Hugging Face folder."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=TINY_VOCABULARY,
+        vocab_size=vocab_size,
         special_tokens=["<s>", "</s>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -77,6 +77,14 @@ def make_tiny_base(target: Path, texts: list[str]) -> None:
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
     fast.save_pretrained(str(target))
+
+
+def make_tiny_base(target: Path, texts: list[str]) -> None:
+    """Write an untrained Llama of 3 million parameters and a tokenizer trained on ``texts`` into ``target``."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    save_byte_level_tokenizer(target, texts, TINY_VOCABULARY)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=TINY_VOCABULARY,

@@ -3,6 +3,7 @@
 Meant for scripts written without spaces (Chinese, Japanese, Thai): candidates never contain a space.
 """
 
+import codecs
 import dataclasses
 import json
 import os
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colossal_llama.errors import UserError
+from colossal_llama.json_records import parse_line
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -131,23 +133,21 @@ def read_texts(paths: Iterable[Path], flag: str = "--text_files") -> Iterator[st
             raise UserError(f"{flag} {path}: no such file; expected .jsonl or plain UTF-8 text")
         with path.open("rb") as file:
             for number, raw in enumerate(file, start=1):
-                where = f"{flag} {path}, line {number}"
-                try:
-                    line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                except UnicodeDecodeError as error:
-                    raise UserError(f"{where}: not UTF-8; convert the file to UTF-8") from error
-                if line.strip():
-                    yield _text_of(line, where) if path.suffix == ".jsonl" else line
+                raw = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
+                if raw.strip():
+                    yield _text_of(raw, f"{path}:{number}", is_json=path.suffix == ".jsonl")
 
 
-def _text_of(line: str, where: str) -> str:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON; correct or remove the line") from error
+def _text_of(raw: bytes, where: str, is_json: bool) -> str:
+    if not is_json:
+        try:
+            return raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{where}: not UTF-8; convert the file to UTF-8") from error
+    record = parse_line(raw, where)
     for field in TEXT_FIELDS:
-        if isinstance(record, dict) and isinstance(record.get(field), str):
-            return record[field].encode("utf-8", "replace").decode("utf-8")  # lone surrogates become "?"
+        if isinstance(record.get(field), str):
+            return record[field]
     raise UserError(f"{where}: expected an object with a string in one of {', '.join(TEXT_FIELDS)}")
 
 

@@ -4,7 +4,6 @@ A piece is running text in which ``▁`` stands for a space, whatever the tokeni
 """
 
 import dataclasses
-import json
 import re
 import unicodedata
 from collections import Counter
@@ -12,6 +11,7 @@ from collections.abc import Callable, Collection, Container, Iterable
 from pathlib import Path
 
 from colossal_llama.errors import UserError
+from colossal_llama.json_records import parse_line
 
 SPACE_MARK = "▁"
 """Stands for a space inside a piece (SentencePiece's convention)."""
@@ -49,28 +49,22 @@ def read_pieces(path: Path, flag: str = "--expand_tokens_file") -> list[str]:
         The pieces in the file's order, duplicates included.
 
     Raises:
-        UserError: the file is missing or holds no piece, or a line is not UTF-8, not JSON, not an object
-            with a string ``piece``, or has an empty piece; the message names file and line.
+        UserError: the file is missing or holds no piece, or a line is not a JSON object in UTF-8 with a
+            string ``piece``, or has an empty piece; the message names file and line.
     """
     if not path.is_file():
         raise UserError(f'{flag} {path}: no such file; expected jsonl with one {{"piece": "..."}} a line')
     pieces = []
     for number, raw in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if raw.strip():
-            pieces.append(_parse_line(raw, f"{flag} {path}, line {number}"))
+            pieces.append(_piece_of(raw, f"{path}:{number}"))
     if not pieces:
         raise UserError(f'{flag} {path}: holds no piece; expected one {{"piece": "..."}} a line')
     return pieces
 
 
-def _parse_line(raw: bytes, where: str) -> str:
-    try:
-        record = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8; save the file as UTF-8") from error
-    except (ValueError, RecursionError) as error:
-        raise UserError(f'{where}: not JSON; expected {{"piece": "..."}}') from error
-    piece = record.get("piece") if isinstance(record, dict) else None
+def _piece_of(raw: bytes, where: str) -> str:
+    piece = parse_line(raw, where).get("piece")
     if not isinstance(piece, str):
         raise UserError(f'{where}: expected {{"piece": "..."}} with a string, found {raw.decode()[:60].strip()}')
     if not piece:

@@ -102,7 +102,7 @@ CASES: dict[str, Case] = {
     "tokenizer: missing pieces": (lambda p: tokenizer(p, expand_tokens_file=p.nowhere), "{nowhere}"),
     "tokenizer: piece of a wrong type": (
         lambda p: tokenizer(p, expand_tokens_file=f"{p.root}/broken_pieces.jsonl"),
-        "{root}/broken_pieces.jsonl, line 2",
+        "{root}/broken_pieces.jsonl:2",
     ),
     "tokenizer: target exists": (
         lambda p: tokenizer(p, target_tokenizer_dir=p.other_tokenizer),

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from colossal_llama.quickstart.assets import save_byte_level_tokenizer
+
 VOCAB_SIZE = 512
 ROW_LENGTH = 32
 
@@ -18,21 +20,7 @@ def english_text() -> str:
 
 def save_tiny_tokenizer(folder: Path, vocab_size: int = VOCAB_SIZE) -> None:
     """Train a byte-level BPE tokenizer with ``<s>`` and ``</s>`` and save it as a Hugging Face folder."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([english_text()[:300_000]], trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>")
-    fast.save_pretrained(str(folder))
+    save_byte_level_tokenizer(folder, [english_text()[:300_000]], vocab_size)
 
 
 def save_tiny_model(

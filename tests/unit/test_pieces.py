@@ -32,20 +32,20 @@ def test_reads_pieces_between_blank_lines_with_mark_and_windows_line_ends(tmp_pa
 @pytest.mark.parametrize(
     ("content", "line", "reason"),
     [
-        (b'{"piece": "a"}\n{"piece": "b"\n', 2, "not JSON"),
+        (b'{"piece": "a"}\n{"piece": "b"\n', 2, "not valid JSON"),
         (b'{"piece": "a"}\n\n{"token": "b"}\n', 3, "with a string"),
         (b'{"piece": null}\n', 1, "with a string"),
         (b'{"piece": 7}\n', 1, "with a string"),
-        (b'"piece"\n', 1, "with a string"),
+        (b'"piece"\n', 1, "expected a JSON object"),
         (b'{"piece": ""}\n', 1, "empty"),
         (b'{"piece": "a"}\n{"piece": "\xd6\xd0"}\n', 2, "not UTF-8"),
-        (b"[" * 100_000 + b"\n", 1, "not JSON"),
+        (b"[" * 100_000 + b"\n", 1, "nested too deeply"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, content: bytes, line: int, reason: str) -> None:
     path = tmp_path / "pieces.jsonl"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=f"pieces.jsonl, line {line}: .*{reason}") as caught:
+    with pytest.raises(UserError, match=f"pieces.jsonl:{line}: .*{reason}") as caught:
         read_pieces(path)
     assert "\n" not in str(caught.value)
 

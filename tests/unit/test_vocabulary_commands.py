@@ -152,7 +152,7 @@ def test_tokenizer_report_and_errors(
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"piece": ""}\n')
     assert init_tokenizer.main(tokenizer_flags(sentencepiece_dir, tmp_path / "other", bad)) == 2
-    assert "bad.jsonl, line 1: the piece is empty" in capsys.readouterr().err
+    assert "bad.jsonl:1: the piece is empty" in capsys.readouterr().err
     assert init_tokenizer.main(flags[:-2]) == 2
     assert "missing required --expand_tokens_file" in capsys.readouterr().err
 
