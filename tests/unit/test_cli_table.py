@@ -91,6 +91,7 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--microbatch_size": (1,),
         "--pad_token": ("eos",),
         "--padding_mode": ("max_length",),
+        "--document_mask": ("auto",),
         "--use_neft": (False,),
         "--neft_alpha": (5.0,),
         "--lora_rank": (0,),
@@ -127,6 +128,7 @@ CHOICES = {
     "--sp_mode": {"split_gather", "ring", "all_to_all"},
     "--pad_token": {"eos", "unk"},
     "--padding_mode": {"max_length", "longest"},
+    "--document_mask": {"auto", "on", "off"},
     "--prompt_style": {"sft", "pretrained"},
 }
 
