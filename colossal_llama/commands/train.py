@@ -230,9 +230,7 @@ def use_document_mask(config: TrainConfig, rows: Any, env: DistEnv) -> bool:
     if config.document_mask == "off" or (config.document_mask == "auto" and SFT not in kinds):
         return False
     if config.document_mask == "auto" and not rows.has_seq_lengths:
-        env.say(
-            "--document_mask auto: off, because parts of --dataset have no seq_lengths; documents in one row see each other"
-        )
+        env.say("--document_mask auto: off, because --dataset has parts without seq_lengths; documents in a row mix")
         return False
     rows.check_documents()
     return True
