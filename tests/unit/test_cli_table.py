@@ -228,6 +228,14 @@ def test_flags_override_the_file_and_the_file_overrides_defaults(tmp_path: Path)
     assert config.num_epochs == 1
 
 
+@pytest.mark.parametrize(("written", "meant"), [("on", "on"), ("off", "off"), ("auto", "auto"), ('"on"', "on")])
+def test_on_and_off_need_no_quotes_in_yaml(written: str, meant: str, tmp_path: Path) -> None:
+    file = tmp_path / "stage.yaml"
+    file.write_text(f"document_mask: {written}\n")
+    config = parse_config(TrainConfig, ["--config", str(file), "--pretrained", "m", "--dataset", "d"], "")
+    assert config.document_mask == meant
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
