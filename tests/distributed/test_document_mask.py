@@ -1,11 +1,16 @@
 """Documents that share a row train as if each had a row of its own, with every plugin, or are refused."""
 
+import json
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from colossal_llama.data.manifest import SFT
+from colossal_llama.data.manifest import PRETRAIN, SFT, Manifest, PartInfo, write_manifest
+from colossal_llama.tokenizer.fingerprint import tokenizer_fingerprint
+from colossal_llama.tokenizer.loading import load_tokenizer
 from tests.distributed.cases import CASES, SHARD, SP
 from tests.distributed.packed import Packed, save_attentive_model, save_packed, write_part
 from tests.distributed.test_plugins import BF16_LOSS_TOLERANCE, flags, load_weights
@@ -24,7 +29,7 @@ DDP = ("--plugin", "ddp", "--batch_size", "2", "--mixed_precision", "fp32")
 class Setup:
     """Model and rows; the reference with each document in a row of its own, and what mixing them would give."""
 
-    model: str
+    model: Path
     data: Packed
     apart: Reference
     mixed: Reference
@@ -133,33 +138,27 @@ def run_on(folder, setup, part, *more):
     return run_training([*flags(setup.model, part, *DDP, *more), *outputs(folder)], processes=1)
 
 
-def write_manifest_beside(part, kind):
-    from colossal_llama.data.manifest import Manifest, PartInfo, write_manifest
-    from colossal_llama.tokenizer.fingerprint import tokenizer_fingerprint
-    from colossal_llama.tokenizer.loading import load_tokenizer
-
-    def write(model):
-        counts = dict.fromkeys(
-            ("max_length", "bins", "seed", "documents", "characters", "rows", "tokens", "target_tokens",
-             "dropped_turns", "dropped_turn_tokens", "trailing_human"), 1,
-        )  # fmt: skip
-        fingerprint = tokenizer_fingerprint(load_tokenizer(str(model), "--pretrained"))
-        manifest = Manifest(
-            kind=kind, tokenizer_fingerprint=fingerprint, vocab_size=512, dropped={}, sub_datasets=[],
-            parts=[PartInfo(part.name, 4, 4, 4, 4)], **counts,
-        )  # fmt: skip
-        write_manifest(manifest, part.parent)
-
-    return write
+def write_manifest_beside(part, kind, model):
+    """A manifest as preparation with the model's tokenizer would leave it."""
+    counts = dict.fromkeys(
+        ("max_length", "bins", "seed", "documents", "characters", "rows", "tokens", "target_tokens", "dropped_turns",
+         "dropped_turn_tokens", "trailing_human"), 1,
+    )  # fmt: skip
+    fingerprint = tokenizer_fingerprint(load_tokenizer(str(model), "--pretrained"))
+    manifest = Manifest(
+        kind=kind, tokenizer_fingerprint=fingerprint, vocab_size=512, dropped={}, sub_datasets=[],
+        parts=[PartInfo(part.name, 4, 4, 4, 4)], **counts,
+    )  # fmt: skip
+    write_manifest(manifest, part.parent)
 
 
 @pytest.mark.parametrize(
     ("kind", "flag", "apart"),
-    [(SFT, "auto", True), ("pretrain", "auto", False), (SFT, "off", False), ("pretrain", "on", True)],
+    [(SFT, "auto", True), (PRETRAIN, "auto", False), (SFT, "off", False), (PRETRAIN, "on", True)],
 )
 def test_auto_keeps_documents_apart_for_sft_data_only(kind, flag, apart, tmp_path, setup):
     data = save_packed(tmp_path / "data")
-    write_manifest_beside(data.packed, kind)(setup.model)
+    write_manifest_beside(data.packed, kind, setup.model)
     done = run_on(tmp_path, setup, data.packed, "--batch_size", "4", "--document_mask", flag)
     assert done.returncode == 0, done.stderr
     expected = setup.apart if apart else setup.mixed
@@ -173,7 +172,7 @@ def test_rows_without_lengths(tmp_path, setup):
     failed = run_on(tmp_path, setup, part, *ON)
     assert failed.returncode != 0
     assert "no column seq_lengths (lists of integers)" in failed.stderr
-    write_manifest_beside(part, SFT)(setup.model)
+    write_manifest_beside(part, SFT, setup.model)
     done = run_on(tmp_path, setup, part)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("--document_mask auto: off, because --dataset has parts without seq_lengths") == 1
@@ -191,3 +190,21 @@ def test_benchmark_measures_the_mask(tmp_path, setup):
     done = run_on(tmp_path, setup, setup.data.packed, *ON, "--benchmark", "--num_samples", "4")
     assert done.returncode == 0, done.stderr
     assert "kept apart" in done.stdout
+
+
+def test_what_cannot_work_is_refused_before_the_weights_are_read(tmp_path, setup):
+    model = tmp_path / "model"
+    shutil.copytree(setup.model, model, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").write_text(json.dumps(config | {"sliding_window": 16}), encoding="utf-8")
+    failed = run_training([*flags(model, setup.data.packed, *DDP, *ON), *outputs(tmp_path)], processes=1)
+    assert failed.returncode != 0
+    assert "error: --document_mask does not work with rows of --max_length 32" in failed.stderr
+
+
+def test_flash_attention_that_falls_back_refuses_nothing(tmp_path, setup):
+    more = ("--plugin", "gemini", "--batch_size", "4", "--mixed_precision", "bf16", "--use_flash_attn")
+    arguments = [*flags(setup.model, setup.data.packed, *more, *ON), *outputs(tmp_path)]
+    done = run_training(arguments, processes=1, environment=SHARD)
+    assert done.returncode == 0, done.stderr
+    assert read_losses(tmp_path) == pytest.approx(setup.apart.losses, abs=BF16_LOSS_TOLERANCE)
