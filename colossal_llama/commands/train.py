@@ -126,6 +126,7 @@ class Setting:
         spec, options, plugin, layout: the plugin, from its description to where its ranks stand.
         tokenizer, pad_token_id: the model's tokenizer and the id that fills rows.
         rows: the prepared rows.
+        document_mask: whether attention stays inside the documents of a row.
         schedule: the step arithmetic.
     """
 
@@ -139,6 +140,7 @@ class Setting:
     tokenizer: Any
     pad_token_id: int
     rows: Any
+    document_mask: bool
     schedule: TrainSchedule
 
 
@@ -176,7 +178,7 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
 
 def build_setting(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEnv) -> Setting:
     """Everything that must exist before the model is loaded."""
-    from colossal_llama.plugins import build_options
+    from colossal_llama.plugins import build_options, check_document_mask
     from colossal_llama.schedule import TrainSchedule
 
     options = build_options(config, on_host=env.device == "cpu", flash_attention=use_flash_attention(config, env))
@@ -184,6 +186,9 @@ def build_setting(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: Di
     layout = spec.layout(plugin, options)
     tokenizer, pad_token_id = build_tokenizer(config, inputs)
     rows = build_rows(config, inputs, tokenizer)
+    document_mask = use_document_mask(config, rows, env)
+    if document_mask:
+        check_document_mask(config.plugin, spec, options, inputs.model_config, config.max_length)
     schedule = TrainSchedule(
         num_samples=len(rows),
         data_parallel_size=layout.data_size,
@@ -192,7 +197,9 @@ def build_setting(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: Di
         num_epochs=config.num_epochs,
         warmup_steps=config.warmup_steps,
     )
-    return Setting(config, inputs, env, spec, options, plugin, layout, tokenizer, pad_token_id, rows, schedule)
+    return Setting(
+        config, inputs, env, spec, options, plugin, layout, tokenizer, pad_token_id, rows, document_mask, schedule
+    )
 
 
 def use_flash_attention(config: TrainConfig, env: DistEnv) -> bool:
@@ -208,6 +215,24 @@ def use_flash_attention(config: TrainConfig, env: DistEnv) -> bool:
             "with PyTorch's scaled-dot-product attention instead"
         )
         return False
+    return True
+
+
+def use_document_mask(config: TrainConfig, rows: Any, env: DistEnv) -> bool:
+    """Whether the documents of a row are kept apart; ``auto`` says so where it would but cannot.
+
+    Raises:
+        UserError: they should be, but rows do not say how long their documents are, or say it wrongly.
+    """
+    from colossal_llama.data.manifest import SFT
+
+    kinds = {manifest.kind for manifest in getattr(rows, "manifests", []) if manifest is not None}
+    if config.document_mask == "off" or (config.document_mask == "auto" and SFT not in kinds):
+        return False
+    if config.document_mask == "auto" and not rows.has_seq_lengths:
+        env.say("--document_mask auto: off, because --dataset has parts without seq_lengths; documents in a row mix")
+        return False
+    rows.check_documents()
     return True
 
 
@@ -266,7 +291,8 @@ def announce(setting: Setting) -> None:
         f"plugin {config.plugin}, {config.mixed_precision}, {env.world_size} process(es) on "
         f"{env.device.split(':')[0]}: {len(rows)} rows in {len(rows.bucket_sizes)} bucket(s), "
         f"{schedule.total_steps} steps of {schedule.global_batch} rows, "
-        f"{schedule.resolved_warmup_steps} of them warm-up"
+        f"{schedule.resolved_warmup_steps} of them warm-up; the documents of a row are "
+        f"{'kept apart' if setting.document_mask else 'one text'}"
     )
 
 
@@ -384,6 +410,8 @@ def build_identity(setting: Setting) -> RunIdentity:
             "global_batch": schedule.global_batch,
             "num_epochs": schedule.num_epochs,
             "seed": config.seed,
+            # None as in checkpoints from before this flag.
+            "document_mask": "on" if setting.document_mask else None,
         },
         trained={
             "freeze_non_embeds_params": config.freeze_non_embeds_params,
@@ -428,7 +456,9 @@ def fit(setting: Setting, step: TrainStep, lr_scheduler: Any, state: TrainState,
     config, rows = setting.config, setting.rows
     # Sequence-parallel ranks take equal slices of a row.
     multiple_of = max(config.sp, config.tp if config.enable_sequence_parallelism else 1)
-    collate = PackedCollator(setting.pad_token_id, config.max_length, config.padding_mode, multiple_of)
+    collate = PackedCollator(
+        setting.pad_token_id, config.max_length, config.padding_mode, multiple_of, setting.document_mask
+    )
     sampler = BucketSampler(rows.bucket_sizes, config.seed)
     loader = StepLoader(rows, sampler, collate, setting.schedule, setting.layout.data_rank)
     tracker = MetricTracker(build_writers(setting, state.global_step))

@@ -141,8 +141,10 @@ def values_from_mapping(config_class: type, mapping: Mapping[str, Any], source: 
             hint = f"; did you mean {near[0]}?" if near else ""
             raise UserError(f"{source}: unknown key {key!r}{hint}")
         field = table[key]
-        checked = _check_type(key, value, hints[field.name], source)
         choices = field.metadata["choices"]
+        if isinstance(value, bool) and choices and {"on", "off"} <= set(choices):
+            value = "on" if value else "off"  # YAML 1.1 reads a bare on as true
+        checked = _check_type(key, value, hints[field.name], source)
         if choices and checked is not None and checked not in choices:
             raise UserError(f"{source}: {key} must be one of {', '.join(choices)}, not {checked!r}")
         values[field.name] = checked

@@ -60,6 +60,11 @@ class TrainConfig:
         help="pad rows to --max_length or to the longest of the batch",
         choices=("max_length", "longest"),
     )
+    document_mask: str = flag(
+        "auto",
+        help="keep the documents of one row apart: attention and positions start anew with each; auto: for SFT data",
+        choices=("auto", "on", "off"),
+    )
     use_neft: bool = flag(False, help="NEFTune: noise on the input embeddings (for SFT)")
     neft_alpha: float = flag(5.0, help="NEFTune noise scale alpha")
     lora_rank: int = flag(0, help="rank of LoRA adapters; 0: train the weights themselves")

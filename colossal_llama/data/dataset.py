@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 COLUMNS = ("input_ids", "labels")
+LENGTHS = "seq_lengths"
 
 
 class _Part:
@@ -22,31 +23,61 @@ class _Part:
     def __init__(self, folder: Path, flag: str) -> None:
         self.folder = folder
         table = _load_table(folder, flag)
-        chunks = zip(*(table.column(name).chunks for name in COLUMNS), strict=True)
+        self.has_lengths = _holds_lengths(table)
+        names = (*COLUMNS, LENGTHS) if self.has_lengths else COLUMNS
         # Offsets of all rows would be copied into every access otherwise.
-        self._chunks = [(_views(ids), _views(labels)) for ids, labels in chunks]
-        self._starts = np.cumsum([0, *(len(ids[1]) - 1 for ids, _ in self._chunks)])
+        self._chunks = [
+            dict(zip(names, map(_views, chunks), strict=True))
+            for chunks in zip(*(table.column(name).chunks for name in names), strict=True)
+        ]
+        self._starts = np.cumsum([0, *(len(chunk["input_ids"][1]) - 1 for chunk in self._chunks)])
         self.rows = int(self._starts[-1])
 
     def row(self, index: int) -> dict[str, np.ndarray]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         local = index - int(self._starts[number])
-        (ids, ids_offsets), (labels, label_offsets) = self._chunks[number]
         return {
-            "input_ids": _int32(ids[ids_offsets[local] : ids_offsets[local + 1]]),
-            "labels": _int32(labels[label_offsets[local] : label_offsets[local + 1]]),
+            name: _int32(values[offsets[local] : offsets[local + 1]])
+            for name, (values, offsets) in self._chunks[number].items()
         }
 
     def longest_row(self) -> int:
-        return max((int(np.diff(ids[1]).max()) for ids, _ in self._chunks if len(ids[1]) > 1), default=0)
+        offsets = [chunk["input_ids"][1] for chunk in self._chunks]
+        return max((int(np.diff(ends).max()) for ends in offsets if len(ends) > 1), default=0)
 
     def largest_id(self) -> int:
         """Reads every id: for parts without a manifest only."""
-        return max((int(ids[0].max()) for ids, _ in self._chunks if len(ids[0])), default=-1)
+        ids = [chunk["input_ids"][0] for chunk in self._chunks]
+        return max((int(values.max()) for values in ids if len(values)), default=-1)
+
+    def row_with_wrong_lengths(self) -> tuple[int, int, int] | None:
+        """The first row whose documents do not add up: its number, tokens and the sum of its document lengths."""
+        for start, chunk in zip(self._starts, self._chunks, strict=False):
+            lengths, offsets = chunk[LENGTHS]
+            ends = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+            sums = ends[offsets[1:]] - ends[offsets[:-1]]
+            negative = np.concatenate(([0], np.cumsum(lengths < 0)))
+            tokens = np.diff(chunk["input_ids"][1])
+            wrong = np.flatnonzero((sums != tokens) | (negative[offsets[1:]] > negative[offsets[:-1]]))
+            if len(wrong):
+                return int(start + wrong[0]), int(tokens[wrong[0]]), int(sums[wrong[0]])
+        return None
 
 
 def _views(lists: "pyarrow.ListArray") -> tuple[np.ndarray, np.ndarray]:
     return lists.values.to_numpy(), lists.offsets.to_numpy()
+
+
+def _holds_lengths(table: "pyarrow.Table") -> bool:
+    """Whether the rows say how long their documents are: a list of integers without gaps."""
+    import pyarrow
+
+    if LENGTHS not in table.column_names:
+        return False
+    column = table.column(LENGTHS)
+    if not pyarrow.types.is_list(column.type) or not pyarrow.types.is_integer(column.type.value_type):
+        return False
+    return all(chunk.null_count == 0 and chunk.values.null_count == 0 for chunk in column.chunks)
 
 
 def _int32(values: np.ndarray) -> np.ndarray:
@@ -99,7 +130,8 @@ class PackedDataset:
         """Row ``index`` of all parts one behind the other.
 
         Returns:
-            ``input_ids`` and ``labels``: int32 arrays [length], read-only views of the file where possible.
+            ``input_ids`` and ``labels``: int32 arrays [length], read-only views of the file where possible. Where
+            the part has them, ``seq_lengths`` too: int32 [documents], the lengths of the row's documents in order.
 
         Raises:
             IndexError: ``index`` is outside of ``0 <= index < len(self)``.
@@ -119,6 +151,34 @@ class PackedDataset:
         self.manifests = [_manifest_of(folder, self._flag) for folder in self.parts]
         self.bucket_sizes = [part.rows for part in self._parts]
         self._starts = np.cumsum([0, *self.bucket_sizes])
+
+    @property
+    def has_seq_lengths(self) -> bool:
+        """Whether every row says how long its documents are."""
+        return all(part.has_lengths for part in self._parts if part.rows)
+
+    def check_documents(self) -> None:
+        """Check that every row says how long its documents are, and that they fill it.
+
+        Raises:
+            UserError: a part has no ``seq_lengths``, or those of a row do not add up to its tokens.
+        """
+        for part in self._parts:
+            if not part.rows:
+                continue
+            where = f"{self._flag} {part.folder}"
+            if not part.has_lengths:
+                raise UserError(
+                    f"{where}: no column {LENGTHS} (lists of integers), so its documents cannot be kept apart; prepare "
+                    "it with this program or train with --document_mask off"
+                )
+            wrong = part.row_with_wrong_lengths()
+            if wrong is not None:
+                row, tokens, total = wrong
+                raise UserError(
+                    f"{where}: row {row} has {tokens} tokens but its {LENGTHS} do not add up to that (sum {total}); "
+                    "prepare it again or train with --document_mask off"
+                )
 
     def check(self, tokenizer_fingerprint: str, vocab_size: int, max_length: int) -> None:
         """Check that the rows fit a model and its tokenizer.

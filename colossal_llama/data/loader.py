@@ -11,9 +11,9 @@ from colossal_llama.data.sampler import BucketSampler
 from colossal_llama.schedule import TrainSchedule
 
 Row = dict[str, np.ndarray]
-"""``input_ids`` and ``labels``: int32 ``[length]`` each."""
+"""``input_ids`` and ``labels``: int32 ``[length]`` each; perhaps ``seq_lengths``: int32 ``[documents]``."""
 
-EMPTY_ROW: Row = {"input_ids": np.zeros(0, np.int32), "labels": np.zeros(0, np.int32)}
+EMPTY_ROW: Row = {name: np.zeros(0, np.int32) for name in ("input_ids", "labels", "seq_lengths")}
 
 
 class RowSource(Protocol):

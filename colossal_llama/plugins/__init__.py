@@ -9,5 +9,14 @@ from colossal_llama.plugins.base import (
     build_booster,
     build_options,
 )
+from colossal_llama.plugins.documents import check_document_mask
 
-__all__ = ["PLUGINS", "ParallelLayout", "PluginOptions", "PluginSpec", "build_booster", "build_options"]
+__all__ = [
+    "PLUGINS",
+    "ParallelLayout",
+    "PluginOptions",
+    "PluginSpec",
+    "build_booster",
+    "build_options",
+    "check_document_mask",
+]

@@ -17,10 +17,12 @@ import torch.distributed as dist
 
 from colossal_llama.constants import IGNORE_INDEX
 from colossal_llama.plugins.base import ParallelLayout, PluginOptions, PluginSpec
+from colossal_llama.plugins.documents import document_boundaries, document_mask, takes_boundaries
 from colossal_llama.plugins.loss import local_targets, token_loss_sum
 
 Batch = dict[str, torch.Tensor]
-"""``input_ids`` and ``targets``: int64 ``[batch, sequence]`` each; targets are shifted by one."""
+"""``input_ids`` and ``targets``: int64 ``[batch, sequence]`` each; targets are shifted by one. With
+``position_ids``, of the same shape and 0 wherever a document begins, attention stays inside the documents."""
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -82,16 +84,35 @@ def _loss_weight(target_tokens: torch.Tensor, layout: ParallelLayout) -> torch.T
     return dist.get_world_size(layout.token_group) / target_tokens.clamp(min=1)
 
 
-def _prepare(batch: Batch, boosted: Boosted) -> Batch:
-    """The batch on the device, with an attention mask where the attention needs one.
+def _on_device(batch: Batch, boosted: Boosted) -> Batch:
+    return {name: tensor.to(boosted.device, non_blocking=True) for name, tensor in batch.items()}
 
-    Rows are padded on the right, so that causal attention alone keeps padding out. Only the eager attention of
-    sequence parallelism wants a mask: transformers 4.51 makes its causal mask one column too wide without.
+
+def _prepare(batch: Batch, boosted: Boosted) -> dict[str, Any]:
+    """The batch on the device, with what keeps its documents apart, or else the mask that the attention insists on."""
+    moved: dict[str, Any] = _on_device(batch, boosted)
+    if "position_ids" in batch and takes_boundaries(boosted.spec, boosted.options):
+        boundaries = document_boundaries(batch["position_ids"])
+        return moved | {
+            name: value.to(boosted.device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+            for name, value in boundaries.items()
+        }
+    return moved | _attention_mask(moved, boosted)
+
+
+def _attention_mask(batch: dict[str, Any], boosted: Boosted) -> dict[str, torch.Tensor]:
+    """``attention_mask`` for a batch on the device, or nothing where the attention needs none.
+
+    Rows are padded on the right, so that causal attention alone keeps padding out. Without documents, only the eager
+    attention of sequence parallelism wants a mask: transformers 4.51 makes its causal mask one column too wide
+    without.
     """
-    moved = {name: tensor.to(boosted.device, non_blocking=True) for name, tensor in batch.items()}
+    if "position_ids" in batch:
+        dtype = AUTOCAST_DTYPES.get(boosted.options.precision, torch.float32)
+        return {"attention_mask": document_mask(batch["position_ids"], dtype)}
     if boosted.options.sp_mode and not boosted.options.flash_attention:
-        moved["attention_mask"] = torch.ones_like(moved["input_ids"])
-    return moved
+        return {"attention_mask": torch.ones_like(batch["input_ids"])}
+    return {}
 
 
 def _grad_norm_of(optimizer: Any) -> float | None:
@@ -115,9 +136,9 @@ class DataParallelStep:
         weight = _loss_weight(target_tokens, boosted.layout)
         loss_sum = torch.zeros((), device=boosted.device)
         for index, batch in enumerate(micro_batches):
-            batch = _prepare(batch, boosted)
+            inputs = _prepare(batch, boosted)
             with self._sync_context(is_last=index == len(micro_batches) - 1):
-                loss = self._forward(batch)
+                loss = self._forward(inputs, inputs.pop("targets"))
                 boosted.booster.backward(loss * weight, boosted.optimizer)
             loss_sum += loss.detach()
         grad_norm = self._update()
@@ -125,14 +146,13 @@ class DataParallelStep:
         count = int(target_tokens.item())
         return StepResult(loss=loss_sum.item() / max(count, 1), target_tokens=count, grad_norm=grad_norm)
 
-    def _forward(self, batch: Batch) -> torch.Tensor:
+    def _forward(self, inputs: dict[str, Any], targets: torch.Tensor) -> torch.Tensor:
         boosted = self._boosted
         device_type = boosted.device.split(":")[0]
         dtype = self._autocast_dtype
         with torch.autocast(device_type, dtype=dtype) if dtype else contextlib.nullcontext():
-            inputs = {name: tensor for name, tensor in batch.items() if name != "targets"}
             outputs = boosted.model(**inputs, use_cache=False)
-        return token_loss_sum(outputs["logits"], batch["targets"], boosted.layout)
+        return token_loss_sum(outputs["logits"], targets, boosted.layout)
 
     def _sync_context(self, is_last: bool) -> Any:
         boosted = self._boosted
@@ -167,12 +187,14 @@ class PipelineStep:
     def __init__(self, boosted: Boosted) -> None:
         self._boosted = boosted
         self._num_micro_batches = boosted.options.rows_per_step // boosted.options.microbatch_size
+        # The masks of all rows of a step would fill the memory: each micro-batch gets its own when a stage runs it.
+        boosted.model.register_forward_pre_hook(self._add_mask, with_kwargs=True)
 
     def run(self, micro_batches: Sequence[Batch]) -> StepResult:
         """See :class:`TrainStep`."""
         boosted = self._boosted
         target_tokens = _count_targets(micro_batches, boosted)
-        batch = _prepare(_concatenate(micro_batches), boosted)
+        batch = _on_device(_concatenate(micro_batches), boosted)
         result = boosted.booster.execute_pipeline(
             iter([batch]),
             boosted.model,
@@ -184,6 +206,11 @@ class PipelineStep:
         boosted.optimizer.zero_grad()
         loss = self._mean_loss(result["loss"])
         return StepResult(loss, int(target_tokens.item()), _grad_norm_of(boosted.optimizer))
+
+    def _add_mask(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if "attention_mask" in kwargs:
+            return None
+        return args, kwargs | _attention_mask(kwargs, self._boosted)
 
     def _criterion(self, weight: torch.Tensor) -> Callable[[Any, Batch], torch.Tensor]:
         # The schedule divides each micro-batch's loss by their number; the weight already covers the whole step.
@@ -204,13 +231,14 @@ class PipelineStep:
 
 
 def _concatenate(micro_batches: Sequence[Batch]) -> Batch:
-    """One batch of all rows; shorter micro-batches are padded on the right to the longest."""
+    """One batch of all rows; shorter micro-batches are padded on the right to the longest.
+
+    Each token of that padding is a document of its own.
+    """
     length = max(batch["input_ids"].shape[1] for batch in micro_batches)
 
     def padded(batch: Batch, name: str, fill: int) -> torch.Tensor:
         return torch.nn.functional.pad(batch[name], (0, length - batch[name].shape[1]), value=fill)
 
-    return {
-        "input_ids": torch.cat([padded(batch, "input_ids", 0) for batch in micro_batches]),
-        "targets": torch.cat([padded(batch, "targets", IGNORE_INDEX) for batch in micro_batches]),
-    }
+    fills = {"input_ids": 0, "targets": IGNORE_INDEX, "position_ids": 0}
+    return {name: torch.cat([padded(batch, name, fills[name]) for batch in micro_batches]) for name in micro_batches[0]}

@@ -91,6 +91,7 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--microbatch_size": (1,),
         "--pad_token": ("eos",),
         "--padding_mode": ("max_length",),
+        "--document_mask": ("auto",),
         "--use_neft": (False,),
         "--neft_alpha": (5.0,),
         "--lora_rank": (0,),
@@ -127,6 +128,7 @@ CHOICES = {
     "--sp_mode": {"split_gather", "ring", "all_to_all"},
     "--pad_token": {"eos", "unk"},
     "--padding_mode": {"max_length", "longest"},
+    "--document_mask": {"auto", "on", "off"},
     "--prompt_style": {"sft", "pretrained"},
 }
 
@@ -224,6 +226,14 @@ def test_flags_override_the_file_and_the_file_overrides_defaults(tmp_path: Path)
     config = parse_config(TrainConfig, ["--config", str(file), "--pretrained", "m", "--plugin", "ddp"], "")
     assert (config.lr, config.micro_batch_size, config.plugin, config.dataset) == (1e-5, 4, "ddp", ["a", "b"])
     assert config.num_epochs == 1
+
+
+@pytest.mark.parametrize(("written", "meant"), [("on", "on"), ("off", "off"), ("auto", "auto"), ('"on"', "on")])
+def test_on_and_off_need_no_quotes_in_yaml(written: str, meant: str, tmp_path: Path) -> None:
+    file = tmp_path / "stage.yaml"
+    file.write_text(f"document_mask: {written}\n")
+    config = parse_config(TrainConfig, ["--config", str(file), "--pretrained", "m", "--dataset", "d"], "")
+    assert config.document_mask == meant
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import dataclasses
 import pickle
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -68,7 +69,7 @@ def test_rows_equal_those_of_datasets(arrow: Path) -> None:
     assert len(dataset) == sum(dataset.bucket_sizes)
     rows = [row for part in loaded for row in part]
     for index, row in enumerate(rows):
-        for name in ("input_ids", "labels"):
+        for name in ("input_ids", "labels", "seq_lengths"):
             assert dataset[index][name].dtype == np.int32
             assert dataset[index][name].tolist() == row[name]
     for wrong in (-1, len(dataset)):
@@ -115,6 +116,48 @@ def test_folder_without_manifest_is_accepted(tmp_path: Path) -> None:
         dataset.check("anything", 6, 3)
         with pytest.raises(UserError, match="token ids up to 5"):
             dataset.check("anything", 5, 3)
+
+
+def test_documents_fill_the_rows_of_a_prepared_dataset(arrow: Path) -> None:
+    dataset = PackedDataset([arrow])
+    assert dataset.has_seq_lengths
+    dataset.check_documents()
+    rows = [dataset[index] for index in range(len(dataset))]
+    assert max(len(row["seq_lengths"]) for row in rows) > 1
+    for row in rows:
+        starts = np.cumsum(row["seq_lengths"]) - row["seq_lengths"]
+        assert starts[-1] + row["seq_lengths"][-1] == len(row["input_ids"])
+        # Nothing of a document's own stands before its first token, so nothing may be asked to predict it.
+        assert (row["labels"][starts] == -100).all()
+    assert pickle.loads(pickle.dumps(dataset)).has_seq_lengths
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [None, [[3.0], [2.0]], ["3", "2"], [[3], None], [[3], [None]]],
+    ids=["absent", "floats", "no lists", "no list", "gap"],
+)
+def test_rows_that_do_not_say_their_documents(lengths: list[Any] | None, tmp_path: Path) -> None:
+    columns = {"input_ids": [[1, 2, 3], [4, 5]], "labels": [[1, 2, 3], [4, 5]]}
+    part = tmp_path / "part-00000"
+    datasets.Dataset.from_dict(columns | ({} if lengths is None else {"seq_lengths": lengths})).save_to_disk(str(part))
+    dataset = PackedDataset([part])
+    assert not dataset.has_seq_lengths
+    assert set(dataset[0]) == {"input_ids", "labels"}
+    with pytest.raises(UserError, match=r"part-00000: no column seq_lengths .* train with --document_mask off"):
+        dataset.check_documents()
+
+
+@pytest.mark.parametrize("lengths", [[1, 3], [2, 1], [3, -1], [], [2, 2, -2]], ids=str)
+def test_documents_that_do_not_fill_their_row(lengths: list[int], tmp_path: Path) -> None:
+    tokens = [[1, 2, 3], [4, 5], [6, 7]]
+    columns = {"input_ids": tokens, "labels": tokens, "seq_lengths": [[1, 2], [2], lengths]}
+    datasets.Dataset.from_dict(columns).save_to_disk(str(tmp_path / "part-00000"))
+    dataset = PackedDataset([tmp_path / "part-00000"])
+    assert dataset[0]["seq_lengths"].tolist() == [1, 2]
+    assert dataset[0]["seq_lengths"].dtype == np.int32
+    with pytest.raises(UserError, match=r"row 2 has 2 tokens but its seq_lengths do not add up .*\(sum "):
+        dataset.check_documents()
 
 
 def test_what_is_no_dataset(tmp_path: Path, arrow: Path) -> None:

@@ -117,3 +117,5 @@ def test_random_rows_are_the_same_for_the_same_seed() -> None:
     assert not np.array_equal(rows[3]["input_ids"], rows[4]["input_ids"])
     assert np.array_equal(rows[3]["input_ids"], rows[3]["labels"])
     assert rows[0]["input_ids"].max() < 100
+    assert rows[0]["seq_lengths"].tolist() == [4, 4, 4, 4]
+    assert RandomRows(1, 18, 100, seed=1)[0]["seq_lengths"].sum() == 18
