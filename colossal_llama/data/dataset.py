@@ -21,7 +21,7 @@ class _Part:
 
     def __init__(self, folder: Path, flag: str) -> None:
         self.folder = folder
-        table = _load_table(folder, flag)
+        table = load_table(folder, flag)
         chunks = zip(*(table.column(name).chunks for name in COLUMNS), strict=True)
         # Offsets of all rows would be copied into every access otherwise.
         self._chunks = [(_views(ids), _views(labels)) for ids, labels in chunks]
@@ -182,7 +182,12 @@ def _manifest_of(folder: Path, flag: str) -> Manifest | None:
     return manifest
 
 
-def _load_table(folder: Path, flag: str) -> "pyarrow.Table":
+def load_table(folder: Path, flag: str) -> "pyarrow.Table":
+    """The memory-mapped table of a part folder.
+
+    Raises:
+        UserError: not a dataset, or one without input_ids and labels.
+    """
     import datasets
 
     try:
