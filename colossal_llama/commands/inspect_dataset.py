@@ -45,7 +45,7 @@ def inspect_dataset(config: InspectConfig) -> None:
     for number in config.row:
         row = folder.row(number)
         documents = decode_row(row, tokenizer)
-        heading = f"row {number}: {len(row.input_ids):,} tokens, {len(documents)} documents"
+        heading = f"row {number}: {len(row.input_ids):,} tokens, documents: {len(documents)}"
         print("\n" + "\n".join(row_lines(heading, documents, colored)))
     if config.row:
         print("\n" + legend(colored), flush=True)

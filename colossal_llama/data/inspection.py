@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ REPLACEMENT = "\ufffd"
 """What decoders write for bytes that are no character."""
 
 _CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
-_CONTROL_PICTURES |= {0x7F: "\u2421"} | {code: REPLACEMENT for code in range(0x80, 0xA0)}
+_CONTROL_PICTURES |= {0x7F: "\u2421"} | dict.fromkeys(range(0x80, 0xA0), REPLACEMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +97,9 @@ def open_prepared(path: Path, flag: str) -> PreparedFolder:
         UserError: missing or not a prepared dataset.
     """
     manifest = read_raw_manifest(path)
-    names = [str(part.get("name")) for part in manifest.get("parts", [])]
-    folders = [path / name for name in names] or sorted(path.glob(f"{PART_PREFIX}*")) or part_folders(path, flag)
+    # part_folders accepts manifests of its own format only, so it comes last.
+    folders = [path / name for name in part_entries(manifest)] or sorted(path.glob(f"{PART_PREFIX}*"))
+    folders = folders or part_folders(path, flag)
     if folders == [path]:
         manifest = read_raw_manifest(path.resolve().parent)
     return PreparedFolder(manifest, [PreparedPart(folder.name, load_table(folder, flag)) for folder in folders])
@@ -119,6 +121,11 @@ def read_raw_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a JSON object; prepare the dataset again")
     return content
+
+
+def part_entries(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The manifest's entries of parts by name, in order; empty without any."""
+    return {str(entry["name"]): entry for entry in manifest.get("parts") or [] if "name" in entry}
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,14 +162,14 @@ def decode_row(row: PackedRow, tokenizer: "PreTrainedTokenizerBase | None") -> l
 def _segments(ids: np.ndarray, learned: np.ndarray, tokenizer: "PreTrainedTokenizerBase | None") -> Iterator[Segment]:
     borders = [0, *(np.flatnonzero(np.diff(learned)) + 1).tolist(), len(ids)]
     if tokenizer is None:
-        for start, end in zip(borders, borders[1:], strict=False):
+        for start, end in pairwise(borders):
             yield Segment(" ".join(map(str, ids[start:end].tolist())), bool(learned[start]))
         return
     # Tokens can hold part of a character, and SentencePiece drops a space at the start of what it decodes: so
     # the text of a run is what it adds to the text before it, and a character that is complete only in the
     # next run belongs to that.
     shown = ""
-    for start, end in zip(borders, borders[1:], strict=False):
+    for start, end in pairwise(borders):
         text = _decode(ids[:end], tokenizer)
         if end < len(ids):
             text = text.rstrip(REPLACEMENT)

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from colossal_llama.data.inspection import (
     PreparedPart,
     decode_row,
     open_prepared,
+    part_entries,
     printable,
 )
 
@@ -39,6 +41,18 @@ OPEN_TABLE_ROWS = 20
 _BATCH_ROWS = 4096
 _FILL_BINS = 20
 _HISTOGRAM_BINS = 32
+
+_MOST_BARS = 512
+_ROWS_LOOKED_AT = 256
+
+_REASONS = ("dropped", "rejects", "rejected")
+"""Fields of the manifest that map reasons to numbers."""
+
+_SHOWN_ELSEWHERE = {
+    *("sub_datasets", "parts", "documents", "characters", "bytes", "rows", "tokens", "target_tokens"),
+    *("max_length", "split_documents", "dropped_turns", "dropped_turn_tokens", "trailing_human"),
+}
+"""Fields of the manifest that have a place outside of the last section."""
 
 Table = list[list[str]]
 
@@ -178,13 +192,13 @@ def _label(name: str) -> str:
     return str(name).replace("_", " ")
 
 
-def _table(head: Sequence[str], rows: Table, summary: str = "rows") -> str:
-    """A table whose cells are escaped; figures are aligned to the right."""
+def _table(head: Sequence[str], rows: Table, summary: str, align: bool = True) -> str:
+    """A table whose cells are escaped; ``align`` puts figures to the right. ``summary`` names its rows."""
     if not rows:
         return ""
 
     def cell(text: str, tag: str = "td") -> str:
-        is_figure = text.strip("-+%").replace(",", "").replace(".", "", 1).isdigit()
+        is_figure = align and text.strip("-+%").replace(",", "").replace(".", "", 1).isdigit()
         return f"<{tag}{' class=n' if is_figure else ''}>{escape(printable(text))}</{tag}>"
 
     lines = [f"<tr>{''.join(f'<th>{escape(printable(name))}</th>' for name in head)}</tr>"]
@@ -202,10 +216,11 @@ def _totals(manifest: dict[str, Any], total: PartStatistics, max_length: int) ->
         ("rows", total.rows),
         ("tokens", total.tokens),
         ("tokens with loss", total.learned_tokens),
-        ("of all tokens", _share(total.learned_tokens, total.tokens)),
+        ("share with loss", _share(total.learned_tokens, total.tokens)),
         ("longest row allowed", max_length),
         ("padding to full rows", _share(room - total.tokens, room)),
-        ("documents and pieces of long ones", total.pieces or None),
+        ("documents longer than a row, cut", manifest.get("split_documents")),
+        ("pieces after cutting", total.pieces or None),
         ("characters", manifest.get("characters")),
         ("bytes", manifest.get("bytes")),
         *_compression(manifest, total.tokens),
@@ -220,11 +235,12 @@ def _totals(manifest: dict[str, Any], total: PartStatistics, max_length: int) ->
 
 def _compression(entry: dict[str, Any], tokens: int | None) -> list[tuple[str, str]]:
     """Tokens per character and bytes per token, where the manifest has the figures."""
+    characters, content = entry.get("characters"), entry.get("bytes")
     rates = []
-    if tokens and entry.get("characters"):
-        rates.append(("tokens per character", f"{tokens / entry['characters']:.3f}"))
-    if tokens and entry.get("bytes"):
-        rates.append(("bytes per token", f"{entry['bytes'] / tokens:.3f}"))
+    if tokens and isinstance(characters, int) and characters:
+        rates.append(("tokens per character", f"{tokens / characters:.3f}"))
+    if tokens and isinstance(content, int) and content:
+        rates.append(("bytes per token", f"{content / tokens:.3f}"))
     return rates
 
 
@@ -236,12 +252,13 @@ def _columns(entries: Sequence[dict[str, Any]], left_out: Iterable[str] = ()) ->
 def _sub_datasets(manifest: dict[str, Any]) -> str:
     entries = manifest.get("sub_datasets") or []
     names = _columns(entries)
-    rates = list(dict.fromkeys(name for entry in entries for name, _ in _compression(entry, entry.get("tokens"))))
-    rows = []
-    for entry in entries:
-        values = dict(_compression(entry, entry.get("tokens")))
-        rows.append([_text(entry.get(name)) for name in names] + [values.get(name, "") for name in rates])
-    return _table([_label(name) for name in names] + rates, rows, "sub-datasets")
+    rates = [dict(_compression(entry, entry.get("tokens"))) for entry in entries]
+    rate_names = _columns(rates)
+    rows = [
+        [_text(entry.get(name)) for name in names] + [rate.get(name, "") for name in rate_names]
+        for entry, rate in zip(entries, rates, strict=True)
+    ]
+    return _table([*map(_label, names), *rate_names], rows, "sub-datasets")
 
 
 def _categories(total: PartStatistics) -> str:
@@ -260,7 +277,7 @@ def _categories(total: PartStatistics) -> str:
 def _dropped(manifest: dict[str, Any]) -> str:
     rows = [
         [str(reason), _text(number)]
-        for name in ("dropped", "rejects", "rejected")
+        for name in _REASONS
         if isinstance(manifest.get(name), dict)
         for reason, number in manifest[name].items()
     ]
@@ -282,11 +299,11 @@ def _length_figures(total: PartStatistics, max_length: int) -> str:
             total.piece_lengths
         )
         figures.append(_figure(caption, _bars(_binned(total.piece_lengths, edges), _edge_labels(edges))))
-    edges = np.linspace(0, max_length, _FILL_BINS + 1)
+    limits = np.linspace(0, max_length, _FILL_BINS + 1)
     # A full row belongs to the last bin, so bins are open on the left.
     counts = np.zeros(_FILL_BINS, dtype=np.int64)
     for length, number in total.row_lengths.items():
-        counts[min(_FILL_BINS - 1, max(0, int(np.searchsorted(edges, length)) - 1))] += number
+        counts[min(_FILL_BINS - 1, max(0, int(np.searchsorted(limits, length)) - 1))] += number
     labels = [f"{100 * index // _FILL_BINS}–{100 * (index + 1) // _FILL_BINS} %" for index in range(_FILL_BINS)]
     full = total.row_lengths.get(max_length, 0)
     caption = f"Rows by fill (tokens of {max_length:,}); {full:,} of {total.rows:,} are full. " + _spread(
@@ -312,10 +329,7 @@ def _log_edges(longest: int) -> list[int]:
 
 
 def _edge_labels(edges: Sequence[int]) -> list[str]:
-    return [
-        f"{first:,}" if after - first == 1 else f"{first:,}–{after - 1:,}"
-        for first, after in zip(edges, edges[1:], strict=False)
-    ]
+    return [f"{first:,}" if after - first == 1 else f"{first:,}–{after - 1:,}" for first, after in pairwise(edges)]
 
 
 def _binned(lengths: Counter[int], edges: Sequence[int]) -> list[int]:
@@ -356,11 +370,13 @@ def _bars(values: Sequence[int], labels: Sequence[str]) -> str:
 
 def _buckets(folder: PreparedFolder, parts: Sequence[PartStatistics], max_length: int) -> str:
     names = [part.name for part in folder.parts]
-    extra = {str(entry.get("name")): entry for entry in folder.manifest.get("parts") or []}
-    known = ("name", "rows", "pieces", "tokens", "target_tokens")
-    columns = _columns([extra.get(name, {}) for name in names], known)
+    known = part_entries(folder.manifest)
+    entries = [known.get(name, {}) for name in names]
+    columns = _columns(entries, ("name", "rows", "pieces", "tokens", "target_tokens"))
+    rates = [dict(_compression(entry, part.tokens)) for entry, part in zip(entries, parts, strict=True)]
+    rate_names = _columns(rates)
     rows = []
-    for name, part in zip(names, parts, strict=True):
+    for name, part, entry, rate in zip(names, parts, entries, rates, strict=True):
         room = part.rows * max_length
         rows.append(
             [
@@ -370,28 +386,42 @@ def _buckets(folder: PreparedFolder, parts: Sequence[PartStatistics], max_length
                 _number(part.tokens),
                 _number(part.learned_tokens),
                 _share(room - part.tokens, room),
-                *(_text(extra.get(name, {}).get(column)) for column in columns),
+                *(_text(entry.get(column)) for column in columns),
+                *(rate.get(column, "") for column in rate_names),
             ]
         )
-    head = ["bucket", "rows", "pieces", "tokens", "tokens with loss", "padding", *map(_label, columns)]
-    figure = _figure("Tokens per bucket", _bars([part.tokens for part in parts], names)) if len(parts) > 1 else ""
-    return f'{_table(head, rows, "buckets")}<div class="figures">{figure}</div>'
+    head = ["bucket", "rows", "pieces", "tokens", "tokens with loss", "padding", *map(_label, columns), *rate_names]
+    table = _table(head, rows, "buckets")
+    if not 1 < len(parts) <= _MOST_BARS:
+        return table
+    figure = _figure("Tokens per bucket", _bars([part.tokens for part in parts], names))
+    return f'{table}<div class="figures">{figure}</div>'
 
 
 def _example_rows(folder: PreparedFolder, tokenizer: "PreTrainedTokenizerBase | None") -> str:
-    count = len(folder)
-    numbers = sorted({round(place) for place in np.linspace(0, count - 1, SHOWN_ROWS)}) if count else []
     blocks = []
-    for number in numbers:
+    for number in _example_numbers(folder):
         row = folder.row(number)
         documents = decode_row(row, tokenizer)
-        heading = f"Row {number:,}: {len(row.input_ids):,} tokens, {len(documents):,} documents"
+        plural = "" if len(documents) == 1 else "s"
+        heading = f"Row {number:,}: {len(row.input_ids):,} tokens, {len(documents):,} document{plural}"
         blocks.append(f'<h3>{heading}</h3><div class="row">{_row_html(documents)}</div>')
     legend = (
         '<p><span class="learned">learned</span> <span class="given">not learned</span> '
         '<span class="mark">start of a document, with its category</span></p>'
     )
     return legend + "".join(blocks) if blocks else ""
+
+
+def _example_numbers(folder: PreparedFolder) -> list[int]:
+    """Rows spread over the dataset, preferably with several documents."""
+    borders = np.linspace(0, len(folder), SHOWN_ROWS + 1).astype(int).tolist()
+    numbers = []
+    for start, end in pairwise(borders):
+        near = range(start, min(end, start + _ROWS_LOOKED_AT))
+        several = (number for number in near if len(folder.row(number).seq_lengths) > 1)
+        numbers += [next(several, start)] if near else []
+    return numbers
 
 
 def _row_html(documents: Sequence[DecodedDocument]) -> str:
@@ -417,16 +447,15 @@ def _row_html(documents: Sequence[DecodedDocument]) -> str:
 
 def _settings(manifest: dict[str, Any]) -> str:
     """Every field that no other section shows."""
-    elsewhere = ("sub_datasets", "parts", "dropped", "rejects", "rejected", "documents", "characters", "bytes")
-    rows = []
+    rows: Table = []
     for name, value in manifest.items():
-        if name in elsewhere:
+        if name in _SHOWN_ELSEWHERE or (name in _REASONS and isinstance(value, dict)):
             continue
         if isinstance(value, dict) and value:
             rows += [[f"{_label(name)}: {_label(key)}", _text(inner)] for key, inner in value.items()]
         else:
             rows.append([_label(name), _text(value) or "none"])
-    return _table(["field", "value"], rows, "fields")
+    return _table(["field", "value"], rows, "fields", align=False)
 
 
 _PAGE = """<!DOCTYPE html>
