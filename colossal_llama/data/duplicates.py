@@ -38,7 +38,7 @@ def exact_key(text: str) -> bytes:
 class KeySet:
     """A set of keys of one size, in an open-addressing hash table without an object per key.
 
-    A key of k bytes takes 1.3 k to 2 k bytes and, while the table grows, 2 k more; in a Python set a key of 16
+    A key of k bytes takes 1.3 k to 2 k bytes and, while the table grows, 1.3 k more; in a Python set a key of 16
     bytes takes more than 100. Keys must be hashes: their first 8 bytes say where they go.
     """
 
@@ -148,7 +148,7 @@ def require_datasketch(flag: str) -> None:
     try:
         import datasketch  # noqa: F401
     except ImportError as error:
-        raise UserError(f"{flag}: needs the package datasketch; pip install 'colossal_llama[dedup]'") from error
+        raise UserError(f"{flag}: needs the package datasketch; pip install 'datasketch>=2,<3'") from error
 
 
 class NearDuplicateSigner:

@@ -153,5 +153,5 @@ def test_settings_that_mean_nothing_are_refused(wrong: dict[str, int]) -> None:
 def test_missing_library_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     require_datasketch("--flag")
     monkeypatch.setitem(sys.modules, "datasketch", None)
-    with pytest.raises(UserError, match=r"--flag: needs the package datasketch; pip install 'colossal_llama\[dedup\]'"):
+    with pytest.raises(UserError, match=r"--flag: needs the package datasketch; pip install 'datasketch>=2,<3'"):
         require_datasketch("--flag")
