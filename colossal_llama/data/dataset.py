@@ -22,7 +22,7 @@ class _Part:
 
     def __init__(self, folder: Path, flag: str) -> None:
         self.folder = folder
-        table = _load_table(folder, flag)
+        table = load_table(folder, flag)
         self.has_lengths = _holds_lengths(table)
         names = (*COLUMNS, LENGTHS) if self.has_lengths else COLUMNS
         # Offsets of all rows would be copied into every access otherwise.
@@ -242,7 +242,12 @@ def _manifest_of(folder: Path, flag: str) -> Manifest | None:
     return manifest
 
 
-def _load_table(folder: Path, flag: str) -> "pyarrow.Table":
+def load_table(folder: Path, flag: str) -> "pyarrow.Table":
+    """The memory-mapped table of a part folder.
+
+    Raises:
+        UserError: not a dataset, or one without input_ids and labels.
+    """
     import datasets
 
     try:

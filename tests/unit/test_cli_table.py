@@ -12,6 +12,7 @@ import pytest
 
 from colossal_llama.config.cli import build_parser, parse_config
 from colossal_llama.config.inference import InferenceConfig
+from colossal_llama.config.inspect import InspectConfig
 from colossal_llama.config.io import write_config
 from colossal_llama.config.prepare import PretrainPrepareConfig, SftPrepareConfig
 from colossal_llama.config.quickstart import QuickstartConfig
@@ -59,6 +60,12 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--overwrite": (False,),
     },
     PretrainPrepareConfig: PREPARE,
+    InspectConfig: {
+        "--dataset": (REQUIRED,),
+        "--tokenizer_dir": (None,),
+        "--row": ([0],),
+        "--color": ("auto",),
+    },
     SftPrepareConfig: PREPARE | {"--llama_version": (3,), "--chat_template": (None,)},
     TrainConfig: {
         "--pretrained": (REQUIRED,),
@@ -130,6 +137,7 @@ CHOICES = {
     "--padding_mode": {"max_length", "longest"},
     "--document_mask": {"auto", "on", "off"},
     "--prompt_style": {"sft", "pretrained"},
+    "--color": {"auto", "always", "never"},
 }
 
 
