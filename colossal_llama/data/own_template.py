@@ -7,7 +7,7 @@ letter by letter, or the template is refused.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from colossal_llama.data.chat_templates import BoundControl, BoundPart, BoundTemplate, Content
@@ -52,7 +52,7 @@ class _Renderer:
 
 
 def _marks(count: int) -> list[str]:
-    return [f"qz{'HumanAssistant'[:5] if number % 2 == 0 else 'Assistant'}Mark{number}zq" for number in range(count)]
+    return [f"qzContentMark{number}zq" for number in range(count)]
 
 
 def _between(text: str, marks: Sequence[str]) -> list[str]:
@@ -128,7 +128,13 @@ def _derive(render: _Renderer, name: str, template: str) -> BoundTemplate:
         chat_template=template,
     )
     _verify(bound, render)
-    return bound
+    return replace(
+        bound,
+        opening=split.as_read(bound.opening),
+        system=split.as_read(bound.system),
+        human=split.as_read(bound.human),
+        assistant=split.as_read(bound.assistant),
+    )
 
 
 def _stripping(render: _Renderer) -> list[bool]:
@@ -180,6 +186,20 @@ class _Splitter:
         if text[position:]:
             parts.append(text[position:])
         return parts
+
+    def as_read(self, parts: Sequence[BoundPart]) -> tuple[BoundPart, ...]:
+        """The parts without the white space that some tokens swallow when the tokenizer reads them in a text."""
+        result = list(parts)
+        for number, part in enumerate(parts):
+            if not isinstance(part, BoundControl):
+                continue
+            token = self._added[part.token]
+            before, behind = number - 1, number + 1
+            if token.lstrip and before >= 0 and isinstance(result[before], str):
+                result[before] = str(result[before]).rstrip()
+            if token.rstrip and behind < len(result) and isinstance(result[behind], str):
+                result[behind] = str(result[behind]).lstrip()
+        return tuple(part for part in result if part != "")
 
 
 def _verify(bound: BoundTemplate, render: _Renderer) -> None:
