@@ -385,7 +385,7 @@ def _tokenize_all(
 def _check_anything_left(job: PrepareJob, totals: list[_Totals]) -> None:
     for directory, total in zip(job.input_dirs, totals, strict=True):
         if not total.counts["records"]:
-            raise UserError(f"--data_input_dirs {directory}: its {total.files} .jsonl file(s) hold no record")
+            raise UserError(f"--data_input_dirs {directory}: its {total.files} file(s) hold no record")
     if not any(total.counts["documents"] for total in totals):
         reasons: Counter[str] = Counter()
         for total in totals:
