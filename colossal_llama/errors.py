@@ -12,6 +12,22 @@ class UserError(Exception):
     """Bad input. The message names the file, line or flag, what was expected, and what to do."""
 
 
+class RecordError(UserError):
+    """One bad record of many; a caller may count it under ``reason`` and go on.
+
+    Attributes:
+        reason: a short category to count by, such as "not valid JSON"; the message has the particulars.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type["RecordError"], tuple[str, str]]:
+        # Worker processes send it home; the default would call the class with the message alone.
+        return type(self), (self.reason, str(self))
+
+
 def run_command(body: Callable[[], None]) -> int:
     """Run a command's body and turn a :class:`UserError` into one line on stderr.
 

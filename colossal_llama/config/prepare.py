@@ -14,7 +14,10 @@ MAX_BINS = 10_000
 class PretrainPrepareConfig:
     """Flags of prepare_pretrain_dataset.py; refuses contradictory values."""
 
-    data_input_dirs: str = flag(help="comma-separated directories of .jsonl files, one sub-dataset each")
+    data_input_dirs: str = flag(
+        help="comma-separated directories of data files (jsonl, jsonl.gz, jsonl.zst, json, "
+        "parquet) or folders of save_to_disk, one sub-dataset each"
+    )
     tokenizer_dir: str = flag(help="Hugging Face tokenizer folder")
     data_output_dirs: str | None = flag(
         None,
@@ -56,7 +59,7 @@ class PretrainPrepareConfig:
     def _check_input_dirs(self) -> None:
         directories = self.input_dirs()
         if not directories:
-            raise UserError("--data_input_dirs is empty; expected comma-separated directories of .jsonl files")
+            raise UserError("--data_input_dirs is empty; expected comma-separated directories of data files")
         resolved = [directory.resolve() for directory in directories]
         for position, directory in enumerate(resolved):
             if directory in resolved[:position]:
@@ -117,7 +120,11 @@ class SftPrepareConfig(PretrainPrepareConfig):
     """Flags of prepare_sft_dataset.py."""
 
     llama_version: int = flag(3, help="2 or 3: selects the chat template colossal_llama_2 or colossal_llama_3")
-    chat_template: str | None = flag(None, help="colossal_llama_2, colossal_llama_3, chatml; overrides llama_version")
+    chat_template: str | None = flag(
+        None,
+        help="colossal_llama_2, colossal_llama_3, chatml, llama3, open_llama, or tokenizer for the tokenizer's own; "
+        "overrides llama_version",
+    )
 
     def __post_init__(self) -> None:
         """Check the values.

@@ -6,11 +6,11 @@ renders for inference. Loss masks come from the spans as built; no one ever sear
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from colossal_llama.data.formats import HUMAN, Message
+from colossal_llama.data.formats import ASSISTANT, HUMAN, SYSTEM, Message
 from colossal_llama.errors import UserError
 from colossal_llama.registry import Registry
 
@@ -27,9 +27,35 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The place of a message's content; ``prefix`` is put before the content and learned like it."""
+    """The place of a message's content.
+
+    Attributes:
+        prefix: is put before the content and learned like it.
+        suffix: the same behind it.
+        strip: whether white space around the content is dropped.
+    """
 
     prefix: str = ""
+    suffix: str = ""
+    strip: bool = False
+
+    def pieces(self, message: "Message") -> list[tuple[str, bool]]:
+        """The content with what belongs to it, as texts that are learned or not when the message is an answer."""
+        segments = [(message.content, True)] if message.segments is None else list(message.segments)
+        if self.strip:
+            whole = "".join(text for text, _ in segments)
+            start, end = len(whole) - len(whole.lstrip()), len(whole.rstrip())
+            segments = _cut(segments, start, max(start, end))
+        return [(self.prefix, True), *segments, (self.suffix, True)]
+
+
+def _cut(segments: list[tuple[str, bool]], start: int, end: int) -> list[tuple[str, bool]]:
+    """The characters ``start:end`` of texts that follow each other."""
+    result, position = [], 0
+    for text, learn in segments:
+        result.append((text[max(start - position, 0) : max(end - position, 0)], learn))
+        position += len(text)
+    return result
 
 
 BOS = Control("bos")
@@ -58,6 +84,13 @@ class BoundControl:
 BoundPart = str | BoundControl | Content
 
 
+class Template(Protocol):
+    """What :data:`CHAT_TEMPLATES` holds."""
+
+    def bind(self, tokenizer: "PreTrainedTokenizerBase", name: str, flag: str) -> "BoundTemplate":
+        """Fit the template to a tokenizer; see :meth:`ChatTemplate.bind`."""
+
+
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
     """The shape of a conversation; each role is a sequence of parts with one ``CONTENT`` in it.
@@ -67,12 +100,14 @@ class ChatTemplate:
         human: parts around a human message.
         assistant: parts around an answer. Learned are the content and the control token right behind it.
         default_system: system content of a conversation without a system message; None for no system part.
+        start: parts before everything else.
     """
 
     system: tuple[Part, ...]
     human: tuple[Part, ...]
     assistant: tuple[Part, ...]
     default_system: str | None = None
+    start: tuple[Part, ...] = ()
 
     def bind(self, tokenizer: "PreTrainedTokenizerBase", name: str, flag: str) -> "BoundTemplate":
         """Resolve the control tokens.
@@ -85,79 +120,134 @@ class ChatTemplate:
         Raises:
             UserError: the tokenizer lacks a control token of the template ("bos" is left out instead).
         """
-        parts = (self.system, self.human, self.assistant)
-        system, human, assistant = (_bind_parts(part, tokenizer, name, flag) for part in parts)
-        return BoundTemplate(name, system, human, assistant, self.default_system)
+        parts = (self.start, self.system, self.human, self.assistant)
+        start, system, human, assistant = (_bind_parts(part, tokenizer, name, flag) for part in parts)
+        opening = start
+        if self.default_system is not None:
+            opening += _with_text(system, self.default_system)
+        return BoundTemplate(
+            name=name,
+            opening=opening,
+            system=start + system,
+            first_human=human,
+            human=human,
+            assistant=assistant,
+            chat_template=_jinja(opening, start + system, human, assistant),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class BoundTemplate:
-    """A :class:`ChatTemplate` with the token ids of one tokenizer; picklable."""
+    """A chat template with the token ids of one tokenizer; picklable.
+
+    Attributes:
+        name: the registered name.
+        opening: what begins a conversation without a system message; holds no content.
+        system: what begins one with a system message; the content is the message's.
+        first_human: parts around the first human message.
+        human: parts around every other human message.
+        assistant: parts around an answer; a control token follows the content.
+        chat_template: the string for ``tokenizer.chat_template``, which renders the same text.
+    """
 
     name: str
+    opening: tuple[BoundPart, ...]
     system: tuple[BoundPart, ...]
+    first_human: tuple[BoundPart, ...]
     human: tuple[BoundPart, ...]
     assistant: tuple[BoundPart, ...]
-    default_system: str | None
+    chat_template: str
 
     def system_spans(self, content: str | None) -> list[Span]:
-        """What stands before the first message; ``content`` None takes the default system text."""
-        text = self.default_system if content is None else content
-        return [] if text is None else _fill(self.system, text, learn=False)
+        """What stands before the first message; ``content`` None: there is no system message."""
+        return _fill(self.opening if content is None else self.system, Message(SYSTEM, content or ""), learn=False)
 
-    def message_spans(self, message: Message) -> list[Span]:
-        """One message with its surroundings."""
+    def message_spans(self, message: Message, first: bool) -> list[Span]:
+        """One message with its surroundings, an answer up to its end token.
+
+        Args:
+            message: of a human or the assistant.
+            first: whether a human message is the first of its conversation.
+        """
         if message.role == HUMAN:
-            return _fill(self.human, message.content, learn=False)
-        return _fill(self.assistant, message.content, learn=True)
+            return _fill(self.first_human if first else self.human, message, learn=False)
+        return _fill(self.assistant[: self._end_index + 1], message, learn=True)
 
-    def spans(self, system: str | None, messages: Iterable[Message]) -> list[Span]:
+    def after_answer_spans(self) -> list[Span]:
+        """What stands between an answer's end token and the next message or the end."""
+        return _fill(self.assistant[self._end_index + 1 :], Message(ASSISTANT, ""), learn=False)
+
+    def spans(self, system: str | None, messages: Sequence[Message]) -> list[Span]:
         """A whole conversation."""
         spans = self.system_spans(system)
-        for message in messages:
-            spans.extend(self.message_spans(message))
+        for number, message in enumerate(messages):
+            spans.extend(self.message_spans(message, first=number == 0))
+            if message.role != HUMAN:
+                spans.extend(self.after_answer_spans())
         return spans
 
     def generation_prompt(self) -> list[Span]:
         """What stands between the last human message and the answer."""
-        return _fill(self.assistant[: _content_index(self.assistant)], "", learn=False)
+        return _fill(self.assistant[: _content_index(self.assistant)], Message(ASSISTANT, ""), learn=False)
+
+    @property
+    def _end_index(self) -> int:
+        return _content_index(self.assistant) + 1
 
     @property
     def control_tokens(self) -> list[str]:
         """The control tokens that may not be recognised inside of contents."""
-        parts = (*self.system, *self.human, *self.assistant)
-        return list(dict.fromkeys(part.token for part in parts if isinstance(part, BoundControl)))
+        return list(dict.fromkeys(part.token for part in self._parts() if isinstance(part, BoundControl)))
+
+    def _parts(self) -> tuple[BoundPart, ...]:
+        return (*self.opening, *self.system, *self.first_human, *self.human, *self.assistant)
 
     @property
     def end_token_id(self) -> int:
         """The token that ends an answer; generation stops at it."""
-        part = self.assistant[_content_index(self.assistant) + 1]
+        part = self.assistant[self._end_index]
         assert isinstance(part, BoundControl), "every template ends an answer with a control token"
         return part.token_id
+
+    def render(self, system: str | None, messages: Sequence[Message]) -> str:
+        """A whole conversation as text, in which control tokens look like any other text."""
+        tokens = {part.token_id: part.token for part in self._parts() if isinstance(part, BoundControl)}
+        spans = self.spans(system, messages)
+        return "".join(span.text if span.token_id is None else tokens[span.token_id] for span in spans)
 
     def jinja(self) -> str:
         """The string for ``tokenizer.chat_template``: renders the same text that training tokenised.
 
-        Roles are "system", "user" (or "human") and "assistant", as chat programs name them.
+        Roles are "system", "user" (or "human", unless the string is the tokenizer's own) and "assistant".
         """
-        default = ""
-        if self.default_system is not None:
-            default = "{{ " + _jinja_text(self.system, json.dumps(self.default_system)) + " }}"
-        prompt = _jinja_text(self.assistant[: _content_index(self.assistant)], "")
-        content = "message['content']"
-        return (
-            "{% if not messages or messages[0]['role'] != 'system' %}" + default + "{% endif %}"
-            "{% for message in messages %}"
-            "{% if message['role'] == 'system' and loop.first %}"
-            "{{ " + _jinja_text(self.system, content) + " }}"
-            "{% elif message['role'] in ['user', 'human'] %}"
-            "{{ " + _jinja_text(self.human, content) + " }}"
-            "{% elif message['role'] == 'assistant' %}"
-            "{{ " + _jinja_text(self.assistant, content) + " }}"
-            "{% else %}{{ raise_exception('roles are system (first only), user and assistant') }}{% endif %}"
-            "{% endfor %}"
-            "{% if add_generation_prompt %}{{ " + prompt + " }}{% endif %}"
-        )
+        return self.chat_template
+
+
+def _with_text(parts: tuple[BoundPart, ...], content: str) -> tuple[BoundPart, ...]:
+    return tuple(part.prefix + content + part.suffix if isinstance(part, Content) else part for part in parts)
+
+
+def _jinja(
+    opening: Sequence[BoundPart],
+    system: Sequence[BoundPart],
+    human: Sequence[BoundPart],
+    assistant: Sequence[BoundPart],
+) -> str:
+    content = "message['content']"
+    prompt = _jinja_text(assistant[: _content_index(assistant)], "")
+    return (
+        "{% if not messages or messages[0]['role'] != 'system' %}{{ " + _jinja_text(opening, "") + " }}{% endif %}"
+        "{% for message in messages %}"
+        "{% if message['role'] == 'system' and loop.first %}"
+        "{{ " + _jinja_text(system, content) + " }}"
+        "{% elif message['role'] in ['user', 'human'] %}"
+        "{{ " + _jinja_text(human, content) + " }}"
+        "{% elif message['role'] == 'assistant' %}"
+        "{{ " + _jinja_text(assistant, content) + " }}"
+        "{% else %}{{ raise_exception('roles are system (first only), user and assistant') }}{% endif %}"
+        "{% endfor %}"
+        "{% if add_generation_prompt %}{{ " + prompt + " }}{% endif %}"
+    )
 
 
 def _bind_parts(
@@ -210,18 +300,18 @@ def _content_index(parts: Sequence[BoundPart]) -> int:
     return next(number for number, part in enumerate(parts) if isinstance(part, Content))
 
 
-def _fill(parts: Sequence[BoundPart], content: str, learn: bool) -> list[Span]:
+def _fill(parts: Sequence[BoundPart], message: Message, learn: bool) -> list[Span]:
     spans: list[Span] = []
     after_content = False
     for part in parts:
         if isinstance(part, Content):
-            spans.append(Span(learn, part.prefix + content))
+            spans.extend(Span(learn and learned, text) for text, learned in part.pieces(message))
         elif isinstance(part, BoundControl):
             spans.append(Span(learn and after_content, token_id=part.token_id))
         else:
             spans.append(Span(False, part))
         after_content = isinstance(part, Content)
-    return spans
+    return [span for span in spans if span.text or span.token_id is not None]
 
 
 def _jinja_text(parts: Sequence[BoundPart], content: str) -> str:
@@ -233,10 +323,25 @@ def _jinja_text(parts: Sequence[BoundPart], content: str) -> str:
         else:
             # JSON's escapes are a subset of those of Jinja's string literals.
             terms.append(json.dumps(part.token if isinstance(part, BoundControl) else part))
-    return " + ".join(terms)
+    return " + ".join(terms) or "''"
 
 
-CHAT_TEMPLATES: Registry[ChatTemplate] = Registry("chat template")
+@dataclass(frozen=True, slots=True)
+class OwnTemplate:
+    """The tokenizer's own ``chat_template``."""
+
+    def bind(self, tokenizer: "PreTrainedTokenizerBase", name: str, flag: str) -> BoundTemplate:
+        """Find out what the tokenizer's template puts around contents.
+
+        Raises:
+            UserError: the tokenizer has no template, or it does more than put fixed text around contents.
+        """
+        from colossal_llama.data.own_template import bind_own_template
+
+        return bind_own_template(tokenizer, name, flag)
+
+
+CHAT_TEMPLATES: Registry[Template] = Registry("chat template")
 """All chat templates; ``--chat_template`` takes these names."""
 
 _COLOSSAL = ChatTemplate(
@@ -262,3 +367,27 @@ CHAT_TEMPLATES.add(
     "chatml",
     ChatTemplate(system=_chatml_role("system"), human=_chatml_role("user"), assistant=_chatml_role("assistant")),
 )
+
+
+def _llama3_role(role: str) -> tuple[Part, ...]:
+    header = (Control("<|start_header_id|>"), role, Control("<|end_header_id|>"), "\n\n")
+    return (*header, CONTENT, Control("<|eot_id|>"))
+
+
+# The format of the Llama 3 Instruct models, without their stripping of contents.
+CHAT_TEMPLATES.add(
+    "llama3",
+    ChatTemplate(
+        system=_llama3_role("system"),
+        human=_llama3_role("user"),
+        assistant=_llama3_role("assistant"),
+        start=(BOS,),
+    ),
+)
+
+# The format of the Open-Llama models, whose answers stand behind the word "system"; a system text is our addition.
+CHAT_TEMPLATES.add(
+    "open_llama",
+    ChatTemplate(system=(CONTENT, "\n"), human=("user:", CONTENT, "\n"), assistant=("system:", CONTENT, EOS)),
+)
+CHAT_TEMPLATES.add("tokenizer", OwnTemplate())

@@ -34,7 +34,7 @@ from colossal_llama.data.manifest import (
     SubDataset,
     write_manifest,
 )
-from colossal_llama.data.readers import FileSlice, list_jsonl_files, plan_slices, read_slice
+from colossal_llama.data.readers import FileSlice, InputFile, list_input_files, plan_slices, read_slice
 from colossal_llama.data.tokenization import (
     ConversationTokenizer,
     DocumentTokenizer,
@@ -286,7 +286,7 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
         UserError: unusable input, an output folder that exists, or a disk that cannot be written.
     """
     started = time.monotonic()
-    files = [list_jsonl_files(directory, "--data_input_dirs") for directory in job.input_dirs]
+    files = [list_input_files(directory, "--data_input_dirs") for directory in job.input_dirs]
     check_outputs(job)
     control = job.template.control_tokens if job.template else []
     spec = encoder_spec(job.tokenizer, "--tokenizer_dir", control)
@@ -353,7 +353,9 @@ def _scratch_folder(cache_dir: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def _tokenize_all(job: PrepareJob, setup: TokenizeSetup, files: list[list[Path]], writer: BinWriter) -> list[_Totals]:
+def _tokenize_all(
+    job: PrepareJob, setup: TokenizeSetup, files: list[list[InputFile]], writer: BinWriter
+) -> list[_Totals]:
     from tqdm import tqdm
 
     names = [directory.resolve().name for directory in job.input_dirs]
@@ -364,10 +366,10 @@ def _tokenize_all(job: PrepareJob, setup: TokenizeSetup, files: list[list[Path]]
         for number, group in enumerate(files):
             for path in group:
                 for piece in plan_slices(path):
-                    owners.append((number, piece.end - piece.start))
+                    owners.append((number, piece.bytes_read))
                     yield piece
 
-    size = sum(path.stat().st_size for group in files for path in group)
+    size = sum(path.size for group in files for path in group)
     # disable=None: a bar on a terminal only
     with tqdm(total=size, unit="B", unit_scale=True, desc="tokenize", disable=None) as progress:
         for result in tokenize_slices(setup, slices(), job.num_workers):
@@ -383,7 +385,7 @@ def _tokenize_all(job: PrepareJob, setup: TokenizeSetup, files: list[list[Path]]
 def _check_anything_left(job: PrepareJob, totals: list[_Totals]) -> None:
     for directory, total in zip(job.input_dirs, totals, strict=True):
         if not total.counts["records"]:
-            raise UserError(f"--data_input_dirs {directory}: its {total.files} .jsonl file(s) hold no record")
+            raise UserError(f"--data_input_dirs {directory}: its {total.files} file(s) hold no record")
     if not any(total.counts["documents"] for total in totals):
         reasons: Counter[str] = Counter()
         for total in totals:

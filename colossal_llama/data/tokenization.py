@@ -179,12 +179,13 @@ class ConversationTokenizer:
         self._encoder = encoder
         self._template = template
         self._max_length = max_length
+        [self._ending] = self.encode_spans([(template.after_answer_spans(), False)])
 
     def tokenize(self, conversations: Sequence[Conversation]) -> list[TokenizedConversation]:
         """Tokenise a batch; the result has the order of ``conversations``.
 
         A conversation longer than ``max_length`` continues in further pieces, cut between turns. Turns start
-        behind a control token, so their tokens do not depend on the turns before them.
+        behind an answer's end token, so their tokens do not depend on the turns before them.
         """
         units = [self._turns(conversation) for conversation in conversations]
         flat = [(spans, number == 0) for turns in units for number, spans in enumerate(turns)]
@@ -194,34 +195,39 @@ class ConversationTokenizer:
             for conversation, turns in zip(conversations, units, strict=True)
         ]
 
-    def _turn(self, conversation: Conversation, number: int) -> list[Span]:
-        pair = conversation.messages[2 * number : 2 * number + 2]
-        return [span for message in pair for span in self._template.message_spans(message)]
+    def _turn(self, conversation: Conversation, number: int, first: bool) -> list[Span]:
+        """A turn that begins a sequence with the system text, or continues one behind an end token."""
+        template = self._template
+        spans = template.system_spans(conversation.system) if first else template.after_answer_spans()
+        for message in conversation.messages[2 * number : 2 * number + 2]:
+            spans = spans + template.message_spans(message, first)
+        return spans
 
     def _turns(self, conversation: Conversation) -> list[list[Span]]:
-        turns = [self._turn(conversation, number) for number in range(len(conversation.messages) // 2)]
-        turns[0] = self._template.system_spans(conversation.system) + turns[0]
-        return turns
+        return [self._turn(conversation, number, number == 0) for number in range(len(conversation.messages) // 2)]
 
     def _assemble(self, conversation: Conversation, turns: list[Tokens]) -> TokenizedConversation:
         result = TokenizedConversation()
+        room = self._max_length - len(self._ending[0])
         ids: list[int] = []
         labels: list[int] = []
         for number, (turn_ids, turn_labels) in enumerate(turns):
-            if ids and len(ids) + len(turn_ids) > self._max_length:
-                result.pieces.append(_sample(ids, labels, conversation.category))
+            if ids and len(ids) + len(turn_ids) > room:
+                result.pieces.append(self._piece(ids, labels, conversation.category))
                 ids, labels = [], []
             if not ids and number > 0:
-                system = self._template.system_spans(conversation.system)
-                [(turn_ids, turn_labels)] = self.encode_spans([(system + self._turn(conversation, number), True)])
-            if len(ids) + len(turn_ids) > self._max_length:
+                [(turn_ids, turn_labels)] = self.encode_spans([(self._turn(conversation, number, True), True)])
+            if len(ids) + len(turn_ids) > room:
                 result.dropped_turns += 1
                 result.dropped_tokens += len(turn_ids)
                 continue
             ids, labels = ids + turn_ids, labels + turn_labels
         if ids:
-            result.pieces.append(_sample(ids, labels, conversation.category))
+            result.pieces.append(self._piece(ids, labels, conversation.category))
         return result
+
+    def _piece(self, ids: list[int], labels: list[int], category: str) -> TokenizedSample:
+        return _sample(ids + self._ending[0], labels + self._ending[1], category)
 
     def encode_spans(self, sequences: Sequence[tuple[Sequence[Span], bool]]) -> list[Tokens]:
         """Encode sequences of spans, in few large batches.

@@ -44,5 +44,12 @@ def test_decorator_returns_what_it_registers() -> None:
 
 def test_the_projects_own_tables() -> None:
     assert set(PLUGINS) == {"ddp", "zero2", "zero2_cpu", "gemini", "gemini_auto", "3d"}
-    assert set(CHAT_TEMPLATES) == {"colossal_llama_2", "colossal_llama_3", "chatml"}
+    assert set(CHAT_TEMPLATES) == {
+        "colossal_llama_2",
+        "colossal_llama_3",
+        "chatml",
+        "llama3",
+        "open_llama",
+        "tokenizer",
+    }
     assert all(PLUGINS.get(name).summary for name in PLUGINS)
