@@ -31,8 +31,47 @@ class PretrainPrepareConfig:
     )
     max_length: int = flag(4096, help="longest row in tokens")
     num_spliced_dataset_bins: int = flag(10, help="number of parts; each gets its share of every sub-dataset")
+    long_documents: str = flag(
+        "split",
+        help="documents longer than max_length: cut into rows, cut off, or one random window of them",
+        choices=("split", "truncate", "sample"),
+    )
+    packing: str = flag(
+        "best_fit",
+        help="best_fit cuts no document that fits; concat makes one stream and cuts it; none: one document a row",
+        choices=("best_fit", "concat", "none"),
+    )
+    data_format: str = flag("auto", help="record format of all files; auto recognises it file by file and says so")
+    text_field: str | None = flag(None, help="field that holds the text of plain text records")
+    on_bad_record: str = flag(
+        "stop",
+        help="stop at the first bad record, or skip bad records, count them by reason and list them in rejects.jsonl",
+        choices=("stop", "skip"),
+    )
+    deduplicate: str = flag(
+        "none", help="drop texts that equal an earlier one, or nearly do", choices=("none", "exact", "near")
+    )
+    near_duplicate_threshold: float = flag(0.8, help="Jaccard similarity of 5-grams from which texts are nearly equal")
+    quality: str = flag("none", help="drop texts by rules; gopher: repetition", choices=("none", "gopher"))
+    min_characters: int | None = flag(None, help="drop shorter texts")
+    max_characters: int | None = flag(None, help="drop longer texts")
+    decontaminate: str | None = flag(
+        None, help="comma-separated files of evaluation questions; texts that share 13 words with one are dropped"
+    )
+    sub_dataset_by: str = flag(
+        "input", help="what is spread evenly over the bins and weighed by mixture", choices=("input", "category")
+    )
+    mixture: str | None = flag(
+        None,
+        help="NAME=WEIGHT,...: shares of the sub-datasets in all tokens; none is shortened, others are repeated",
+    )
+    validation_fraction: float = flag(
+        0.0, help="share of each sub-dataset's documents that goes into the part validation and into no bin"
+    )
     seed: int = flag(42, help="seed of the shuffles; the result does not depend on num_workers")
     num_workers: int | None = flag(None, help="processes that tokenise; the number of cores if not given")
+    engine: str = flag("local", help="where the work runs: this machine, or a Ray cluster", choices=("local", "ray"))
+    ray_address: str | None = flag(None, help="address of a running Ray cluster; a local one is started if not given")
     overwrite: bool = flag(False, help="replace an older prepared dataset in the output folders")
 
     def __post_init__(self) -> None:
@@ -44,6 +83,10 @@ class PretrainPrepareConfig:
         _check_range("max_length", self.max_length, 2)
         _check_range("num_spliced_dataset_bins", self.num_spliced_dataset_bins, 1, MAX_BINS)
         _check_range("seed", self.seed, 0)
+        if not 0 <= self.validation_fraction < 1:
+            raise UserError(f"--validation_fraction must be 0 to less than 1, not {self.validation_fraction}")
+        if self.ray_address and self.engine != "ray":
+            raise UserError("--ray_address needs --engine ray")
         if self.num_workers is not None:
             _check_range("num_workers", self.num_workers, 1)
         if self.data_output_dirs and (self.data_jsonl_output_dir or self.data_arrow_output_dir):
@@ -57,13 +100,13 @@ class PretrainPrepareConfig:
         self._check_overlap()
 
     def _check_input_dirs(self) -> None:
-        directories = self.input_dirs()
-        if not directories:
-            raise UserError("--data_input_dirs is empty; expected comma-separated directories of data files")
-        resolved = [directory.resolve() for directory in directories]
-        for position, directory in enumerate(resolved):
-            if directory in resolved[:position]:
-                raise UserError(f"--data_input_dirs names {directories[position]} twice")
+        inputs = self.inputs()
+        if not inputs:
+            raise UserError("--data_input_dirs is empty; expected comma-separated directories, files or globs")
+        resolved = [Path(spec).resolve() for spec in inputs]
+        for position, path in enumerate(resolved):
+            if path in resolved[:position]:
+                raise UserError(f"--data_input_dirs names {inputs[position]} twice")
 
     def _check_overlap(self) -> None:
         """Outputs are replaced as whole folders, so none may hold an input or another output."""
@@ -71,16 +114,16 @@ class PretrainPrepareConfig:
         jsonl = self.jsonl_dir()
         if jsonl is not None:
             named.append(("--data_jsonl_output_dir", jsonl))
-        precious = [("--data_input_dirs", directory) for directory in self.input_dirs()]
+        precious = [("--data_input_dirs", Path(spec)) for spec in self.inputs()]
         precious.append(("--tokenizer_dir", Path(self.tokenizer_dir)))
         for name, output in named:
             for other_name, other in [*precious, *(entry for entry in named if entry[0] != name)]:
                 if output.resolve() in (other.resolve(), *other.resolve().parents):
                     raise UserError(f"{name} {output} holds {other_name} {other}; choose separate folders")
 
-    def input_dirs(self) -> list[Path]:
-        """The input directories, in the order given."""
-        return [Path(text.strip()) for text in self.data_input_dirs.split(",") if text.strip()]
+    def inputs(self) -> list[str]:
+        """The inputs (directories, files or globs), in the order given."""
+        return [text.strip() for text in self.data_input_dirs.split(",") if text.strip()]
 
     def _output_root(self) -> Path | None:
         if self.data_arrow_output_dir:

@@ -6,15 +6,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from colossal_llama.constants import MANIFEST_FILE, PART_PREFIX
+from colossal_llama.constants import IGNORE_INDEX, MANIFEST_FILE, PART_PREFIX
 from colossal_llama.data.manifest import Manifest, read_manifest
 from colossal_llama.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow
 
-COLUMNS = ("input_ids", "labels")
-LENGTHS = "seq_lengths"
+IDS, LABELS, LEARNED, LENGTHS = "input_ids", "labels", "learned", "seq_lengths"
+"""Columns. What is learned stands in LEARNED (start and end of each learned stretch), or, in folders of other
+programs, in LABELS (an id or IGNORE_INDEX for each token, four bytes each)."""
+
+
+def labels_of(input_ids: np.ndarray, learned: np.ndarray) -> np.ndarray:
+    """Labels of a row: its ids where it is learned, ``IGNORE_INDEX`` elsewhere; not shifted.
+
+    Args:
+        input_ids: int ``[tokens]``.
+        learned: column ``learned`` of the row: start and end of each learned stretch, int ``[2 * stretches]``.
+    """
+    labels = np.full(len(input_ids), IGNORE_INDEX, dtype=np.int32)
+    for start, end in learned.reshape(-1, 2).tolist():
+        labels[start:end] = input_ids[start:end]
+    return labels
 
 
 class _Part:
@@ -24,30 +38,33 @@ class _Part:
         self.folder = folder
         table = load_table(folder, flag)
         self.has_lengths = _holds_lengths(table)
-        names = (*COLUMNS, LENGTHS) if self.has_lengths else COLUMNS
+        names = [IDS, LEARNED if LEARNED in table.column_names else LABELS] + [LENGTHS] * self.has_lengths
         # Offsets of all rows would be copied into every access otherwise.
         self._chunks = [
             dict(zip(names, map(_views, chunks), strict=True))
             for chunks in zip(*(table.column(name).chunks for name in names), strict=True)
         ]
-        self._starts = np.cumsum([0, *(len(chunk["input_ids"][1]) - 1 for chunk in self._chunks)])
+        self._starts = np.cumsum([0, *(len(chunk[IDS][1]) - 1 for chunk in self._chunks)])
         self.rows = int(self._starts[-1])
 
     def row(self, index: int) -> dict[str, np.ndarray]:
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         local = index - int(self._starts[number])
-        return {
+        row = {
             name: _int32(values[offsets[local] : offsets[local + 1]])
             for name, (values, offsets) in self._chunks[number].items()
         }
+        if LEARNED in row:
+            row[LABELS] = labels_of(row[IDS], row.pop(LEARNED))
+        return row
 
     def longest_row(self) -> int:
-        offsets = [chunk["input_ids"][1] for chunk in self._chunks]
+        offsets = [chunk[IDS][1] for chunk in self._chunks]
         return max((int(np.diff(ends).max()) for ends in offsets if len(ends) > 1), default=0)
 
     def largest_id(self) -> int:
         """Reads every id: for parts without a manifest only."""
-        ids = [chunk["input_ids"][0] for chunk in self._chunks]
+        ids = [chunk[IDS][0] for chunk in self._chunks]
         return max((int(values.max()) for values in ids if len(values)), default=-1)
 
     def row_with_wrong_lengths(self) -> tuple[int, int, int] | None:
@@ -57,7 +74,7 @@ class _Part:
             ends = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
             sums = ends[offsets[1:]] - ends[offsets[:-1]]
             negative = np.concatenate(([0], np.cumsum(lengths < 0)))
-            tokens = np.diff(chunk["input_ids"][1])
+            tokens = np.diff(chunk[IDS][1])
             wrong = np.flatnonzero((sums != tokens) | (negative[offsets[1:]] > negative[offsets[:-1]]))
             if len(wrong):
                 return int(start + wrong[0]), int(tokens[wrong[0]]), int(sums[wrong[0]])
@@ -257,7 +274,9 @@ def load_table(folder: Path, flag: str) -> "pyarrow.Table":
         raise UserError(f"{flag} {folder}: cannot be read as a dataset ({reason}); prepare it again") from error
     if not isinstance(dataset, datasets.Dataset):
         raise UserError(f"{flag} {folder}: a dictionary of datasets; give the folder of one of them")
-    missing = [name for name in COLUMNS if name not in dataset.column_names]
+    missing = [name for name in (IDS, LABELS) if name not in dataset.column_names]
+    if LEARNED in dataset.column_names and LABELS in missing:
+        missing.remove(LABELS)
     if missing:
         raise UserError(f"{flag} {folder}: no column {', '.join(missing)}; expected input_ids and labels")
     return dataset.data.table

@@ -121,12 +121,14 @@ class RecordFormat:
         recognises: whether a record's fields are those of this format; says nothing of their types.
         parse: turns a record into what is learned; raises :class:`RecordError` for a wrong shape.
         shape: the fields, for messages and help texts.
+        holds: kinds of records: :class:`Sample`, :class:`Conversation`, or both.
     """
 
     name: str
     recognises: Callable[[dict[str, Any]], bool]
     parse: Callable[[Record, FormatOptions], Parsed]
     shape: str
+    holds: tuple[type, ...]
 
 
 FORMATS: Registry[RecordFormat] = Registry("data format")
@@ -671,12 +673,13 @@ def _add(
     recognises: Callable[[dict[str, Any]], bool],
     parse: Callable[[Record, FormatOptions], Parsed],
     shape: str,
+    holds: tuple[type, ...] = (Conversation,),
 ) -> None:
-    FORMATS.add(name, RecordFormat(name, recognises, parse, shape))
+    FORMATS.add(name, RecordFormat(name, recognises, parse, shape, holds))
 
 
 # The more fields a format asks for, the earlier it stands: {"type", "text"} is also a {"text"}.
-_add("gdgpt", _is_gdgpt, parse_gdgpt, '{"type": "pretrain"|"instruct"|"conversation"|...}')
+_add("gdgpt", _is_gdgpt, parse_gdgpt, '{"type": "pretrain"|"instruct"|"conversation"|...}', (Sample, Conversation))
 _add("messages", _has("messages"), parse_conversation, '{"messages": [{"from"|"role", "content"}]}')
 _add("sharegpt", _has("conversations"), parse_sharegpt, '{"conversations": [{"from", "value"}]}')
 _add("moss", _is_moss, parse_moss, '{"chat": {"turn_1"}}, {"conversation": [{"human", "assistant"}]}, {"plain_text"}')
@@ -687,11 +690,12 @@ _add(
     '{"instruction", "input", "output"}',
 )
 _add("belle", _is_alpaca, parse_belle, '{"instruction": "Human:...", "output"}')
-_add("colossal", _has("target"), parse_pretrain, '{"source", "target", "category"}')
+_add("colossal", _has("target"), parse_pretrain, '{"source", "target", "category"}', (Sample,))
 _add(
     "wudao",
     lambda value: _has("title", "content")(value) and "text" not in value,
     parse_wudao,
     '{"title", "content", "dataType"}',
+    (Sample,),
 )
-_add("text", _has("text"), parse_text, '{"text"}')
+_add("text", _has("text"), parse_text, '{"text"}', (Sample,))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from colossal_llama.constants import IGNORE_INDEX, MANIFEST_FILE, PART_PREFIX
-from colossal_llama.data.dataset import load_table, part_folders
+from colossal_llama.data.dataset import LABELS, LEARNED, labels_of, load_table, part_folders
 from colossal_llama.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,8 +51,11 @@ class PreparedPart:
             return self.table.column(name)[index].values
 
         input_ids = column("input_ids").to_numpy().astype(np.int32)
-        labels = column("labels").to_numpy().astype(np.int32)
         names = self.table.column_names
+        if LEARNED in names:
+            labels = labels_of(input_ids, column(LEARNED).to_numpy())
+        else:
+            labels = column(LABELS).to_numpy().astype(np.int32)
         lengths = column("seq_lengths").to_pylist() if "seq_lengths" in names else [len(input_ids)]
         categories = column("category").to_pylist() if "category" in names else [""] * len(lengths)
         return PackedRow(input_ids, labels, lengths, categories)

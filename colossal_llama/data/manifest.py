@@ -9,7 +9,7 @@ from typing import Any
 from colossal_llama.constants import MANIFEST_FILE
 from colossal_llama.errors import UserError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Raised whenever a reader of the old format would misunderstand the new one."""
 
 PRETRAIN = "pretrain"
@@ -17,25 +17,68 @@ SFT = "sft"
 
 
 @dataclass(frozen=True)
+class Share:
+    """What a part holds of one sub-dataset: documents and their tokens before long ones were cut."""
+
+    documents: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class PartInfo:
-    """Counts of one part folder. ``pieces`` are documents after long ones were cut."""
+    """Counts of one part folder.
+
+    Attributes:
+        name: of the folder.
+        rows: in it.
+        pieces: documents after cutting.
+        tokens: in all rows.
+        target_tokens: of them with loss.
+        documents: a conversation in pieces counts once.
+        cut_documents: documents in more than one piece.
+        dropped_tokens: of long documents (``--long_documents truncate`` and ``sample``).
+        sub_datasets: by name.
+    """
 
     name: str
     rows: int
     pieces: int
     tokens: int
     target_tokens: int
+    documents: int
+    cut_documents: int
+    dropped_tokens: int
+    sub_datasets: dict[str, Share]
 
 
 @dataclass(frozen=True)
 class SubDataset:
-    """Counts of one input directory; ``dropped`` maps reasons to numbers of records."""
+    """Counts of one sub-dataset.
+
+    Attributes:
+        name: of the input, or the category (``--sub_dataset_by``).
+        documents, characters, bytes, tokens: of all its documents (bytes of UTF-8).
+        validation_documents, validation_tokens: of them in the validation part.
+        epochs: how often the others are in the bins.
+    """
 
     name: str
+    documents: int
+    characters: int
+    bytes: int
+    tokens: int
+    validation_documents: int
+    validation_tokens: int
+    epochs: float
+
+
+@dataclass(frozen=True)
+class InputInfo:
+    """Counts of one input; ``dropped`` maps reasons to numbers of records."""
+
+    path: str
     files: int
     records: int
-    documents: int
-    tokens: int
     dropped: dict[str, int]
 
 
@@ -58,17 +101,24 @@ class Manifest:
         max_length: no row is longer.
         bins: number of parts.
         seed: of the shuffles.
-        documents: records kept.
-        characters: of the documents' texts (chat templates not counted).
-        rows: sum over the parts, as are ``tokens`` and ``target_tokens``.
+        settings: the other flags that decide what the rows hold.
+        documents, characters, bytes: of the texts that were kept (chat templates not counted).
+        tokens_in: tokens that the tokenizer made of them.
+        tokens_repeated: tokens that a mixture takes a second time or more often.
+        tokens_dropped: by reason; ``tokens_in + tokens_repeated`` is ``tokens``, the validation part's tokens and
+            these.
+        rows: sum over the parts (validation not counted), as are ``tokens`` and ``target_tokens``.
         tokens: in all rows.
         target_tokens: tokens with loss.
         dropped: records without anything to learn, by reason.
         dropped_turns: turns of conversations that are longer than a row by themselves.
-        dropped_turn_tokens: their tokens.
+        dropped_turn_tokens: their tokens, which are not in ``tokens_in``.
         trailing_human: conversations whose unanswered last message was cut.
-        sub_datasets: one entry per input directory.
+        inputs: one entry per input of ``--data_input_dirs``.
+        sub_datasets: one entry per sub-dataset.
         parts: one entry per part folder, in order.
+        validation: the validation part, or None.
+        versions: of the programs that made this.
         chat_template: of an SFT dataset; None for pretraining.
         format_version: of this file.
     """
@@ -79,8 +129,13 @@ class Manifest:
     max_length: int
     bins: int
     seed: int
+    settings: dict[str, Any]
     documents: int
     characters: int
+    bytes: int
+    tokens_in: int
+    tokens_repeated: int
+    tokens_dropped: dict[str, int]
     rows: int
     tokens: int
     target_tokens: int
@@ -88,8 +143,11 @@ class Manifest:
     dropped_turns: int
     dropped_turn_tokens: int
     trailing_human: int
+    inputs: list[InputInfo]
     sub_datasets: list[SubDataset]
     parts: list[PartInfo]
+    validation: PartInfo | None
+    versions: dict[str, str]
     chat_template: ChatFormat | None = None
     format_version: int = FORMAT_VERSION
 
@@ -125,11 +183,23 @@ def read_manifest(folder: Path, flag: str) -> Manifest | None:
         raise UserError(f"{flag} {path}: fields are missing or wrong ({error}); prepare the dataset again") from error
 
 
+def part_info_from(content: dict[str, Any]) -> PartInfo:
+    """A :class:`PartInfo` from its JSON form.
+
+    Raises:
+        TypeError: fields are missing or unknown.
+    """
+    shares = {name: Share(**share) for name, share in content["sub_datasets"].items()}
+    return PartInfo(**(content | {"sub_datasets": shares}))
+
+
 def _manifest_from(content: dict[str, Any]) -> Manifest:
-    chat = content["chat_template"]
+    chat, validation = content["chat_template"], content["validation"]
     content |= {
+        "inputs": [InputInfo(**entry) for entry in content["inputs"]],
         "sub_datasets": [SubDataset(**entry) for entry in content["sub_datasets"]],
-        "parts": [PartInfo(**entry) for entry in content["parts"]],
+        "parts": [part_info_from(entry) for entry in content["parts"]],
+        "validation": None if validation is None else part_info_from(validation),
         "chat_template": None if chat is None else ChatFormat(**chat),
     }
     return Manifest(**content)

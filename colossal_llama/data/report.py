@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from colossal_llama.constants import IGNORE_INDEX
+from colossal_llama.data.dataset import LABELS, LEARNED
 from colossal_llama.data.inspection import (
     DecodedDocument,
     PreparedFolder,
@@ -49,7 +50,21 @@ _REASONS = ("dropped", "rejects", "rejected")
 """Fields of the manifest that map reasons to numbers."""
 
 _SHOWN_ELSEWHERE = {
-    *("sub_datasets", "parts", "documents", "characters", "bytes", "rows", "tokens", "target_tokens"),
+    *(
+        "inputs",
+        "sub_datasets",
+        "parts",
+        "validation",
+        "tokens_in",
+        "tokens_repeated",
+        "tokens_dropped",
+        "documents",
+        "characters",
+        "bytes",
+        "rows",
+        "tokens",
+        "target_tokens",
+    ),
     *("max_length", "split_documents", "dropped_turns", "dropped_turn_tokens", "trailing_human"),
 }
 """Fields of the manifest that have a place outside of the last section."""
@@ -94,15 +109,21 @@ def part_statistics(part: PreparedPart) -> PartStatistics:
     """Count a part; memory holds one batch of rows."""
     result = PartStatistics()
     for batch in part.table.to_batches(max_chunksize=_BATCH_ROWS):
-        labels = batch.column("labels")
-        lengths = np.diff(labels.offsets.to_numpy())
+        lengths = np.diff(batch.column("input_ids").offsets.to_numpy())
         result.rows += len(lengths)
         result.tokens += int(lengths.sum())
-        result.learned_tokens += int((labels.flatten().to_numpy() != IGNORE_INDEX).sum())
+        result.learned_tokens += _learned_tokens(batch)
         _count(result.row_lengths, lengths)
         if {"seq_lengths", "category"} <= set(part.table.column_names):
             _count_pieces(result, batch)
     return result
+
+
+def _learned_tokens(batch: "pyarrow.RecordBatch") -> int:
+    if LEARNED in batch.schema.names:
+        runs = batch.column(LEARNED).flatten().to_numpy().reshape(-1, 2)
+        return int((runs[:, 1] - runs[:, 0]).sum(dtype=np.int64))
+    return int((batch.column(LABELS).flatten().to_numpy() != IGNORE_INDEX).sum())
 
 
 def _count_pieces(result: PartStatistics, batch: "pyarrow.RecordBatch") -> None:
@@ -153,7 +174,8 @@ def render_report(folder: PreparedFolder, tokenizer: "PreTrainedTokenizerBase | 
     max_length = int(manifest.get("max_length") or max(total.row_lengths, default=1))
     sections = [
         ("Totals", _totals(manifest, total, max_length)),
-        ("Sub-datasets", _sub_datasets(manifest)),
+        ("Inputs", _entries(manifest, "inputs")),
+        ("Sub-datasets", _entries(manifest, "sub_datasets")),
         ("Categories", _categories(total)),
         ("Dropped", _dropped(manifest)),
         ("Lengths", _length_figures(total, max_length)),
@@ -219,11 +241,14 @@ def _totals(manifest: dict[str, Any], total: PartStatistics, max_length: int) ->
         ("share with loss", _share(total.learned_tokens, total.tokens)),
         ("longest row allowed", max_length),
         ("padding to full rows", _share(room - total.tokens, room)),
-        ("documents longer than a row, cut", manifest.get("split_documents")),
+        ("tokens produced", manifest.get("tokens_in")),
+        ("tokens repeated", manifest.get("tokens_repeated") or None),
+        ("tokens in validation", (manifest.get("validation") or {}).get("tokens")),
+        ("documents cut", sum(part.get("cut_documents", 0) for part in manifest.get("parts") or [])),
         ("pieces after cutting", total.pieces or None),
         ("characters", manifest.get("characters")),
         ("bytes", manifest.get("bytes")),
-        *_compression(manifest, total.tokens),
+        *_compression(manifest, manifest.get("tokens_in", total.tokens)),
     ]
     cards = "".join(
         f'<div class="card"><b>{escape(_text(value))}</b><span>{escape(name)}</span></div>'
@@ -249,8 +274,9 @@ def _columns(entries: Sequence[dict[str, Any]], left_out: Iterable[str] = ()) ->
     return [name for name in dict.fromkeys(key for entry in entries for key in entry) if name not in set(left_out)]
 
 
-def _sub_datasets(manifest: dict[str, Any]) -> str:
-    entries = manifest.get("sub_datasets") or []
+def _entries(manifest: dict[str, Any], field: str) -> str:
+    """Table of a list in the manifest, with compression rates where it has the figures."""
+    entries = manifest.get(field) or []
     names = _columns(entries)
     rates = [dict(_compression(entry, entry.get("tokens"))) for entry in entries]
     rate_names = _columns(rates)
@@ -258,7 +284,7 @@ def _sub_datasets(manifest: dict[str, Any]) -> str:
         [_text(entry.get(name)) for name in names] + [rate.get(name, "") for name in rate_names]
         for entry, rate in zip(entries, rates, strict=True)
     ]
-    return _table([*map(_label, names), *rate_names], rows, "sub-datasets")
+    return _table([*map(_label, names), *rate_names], rows, _label(field))
 
 
 def _categories(total: PartStatistics) -> str:
@@ -281,6 +307,7 @@ def _dropped(manifest: dict[str, Any]) -> str:
         if isinstance(manifest.get(name), dict)
         for reason, number in manifest[name].items()
     ]
+    rows += [[f"tokens: {reason}", _text(number)] for reason, number in manifest.get("tokens_dropped", {}).items()]
     for name, label in (
         ("dropped_turns", "turns longer than a row"),
         ("dropped_turn_tokens", "their tokens"),

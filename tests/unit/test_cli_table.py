@@ -33,8 +33,24 @@ PREPARE: dict[str, tuple[Any, ...]] = {
     "--data_cache_dir": (None,),
     "--max_length": (4096,),
     "--num_spliced_dataset_bins": (10,),
+    "--long_documents": ("split",),
+    "--packing": ("best_fit",),
+    "--data_format": ("auto",),
+    "--text_field": (None,),
+    "--on_bad_record": ("stop",),
+    "--deduplicate": ("none",),
+    "--near_duplicate_threshold": (0.8,),
+    "--quality": ("none",),
+    "--min_characters": (None,),
+    "--max_characters": (None,),
+    "--decontaminate": (None,),
+    "--sub_dataset_by": ("input",),
+    "--mixture": (None,),
+    "--validation_fraction": (0.0,),
     "--seed": (42,),
     "--num_workers": (None,),
+    "--engine": ("local",),
+    "--ray_address": (None,),
     "--overwrite": (False,),
 }
 TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
@@ -124,6 +140,7 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--plugin": ("ddp",),
         "--processes": (2,),
         "--tiny": (False,),
+        "--measure_on": ("held_out",),
         "--output_dir": ("quickstart_output",),
     },
 }
@@ -138,6 +155,14 @@ CHOICES = {
     "--document_mask": {"auto", "on", "off"},
     "--prompt_style": {"sft", "pretrained"},
     "--color": {"auto", "always", "never"},
+    "--long_documents": {"split", "truncate", "sample"},
+    "--packing": {"best_fit", "concat", "none"},
+    "--on_bad_record": {"stop", "skip"},
+    "--deduplicate": {"none", "exact", "near"},
+    "--quality": {"none", "gopher"},
+    "--sub_dataset_by": {"input", "category"},
+    "--engine": {"local", "ray"},
+    "--measure_on": {"held_out", "validation"},
 }
 
 

@@ -9,11 +9,10 @@ import datasets
 import numpy as np
 import pytest
 
-from colossal_llama.data.bins import BinWriter, PartTask, scratch_file, write_part
 from colossal_llama.data.dataset import PackedDataset
-from colossal_llama.data.manifest import Manifest, PartInfo, read_manifest, write_manifest
-from colossal_llama.data.tokenization import TokenizedSample
+from colossal_llama.data.manifest import InputInfo, Manifest, PartInfo, Share, SubDataset, read_manifest, write_manifest
 from colossal_llama.errors import UserError
+from tests.helpers.corpus import random_samples, write_corpus, write_parts
 
 BINS = 4
 MAX_LENGTH = 32
@@ -27,8 +26,13 @@ def make_manifest(parts: list[PartInfo]) -> Manifest:
         max_length=MAX_LENGTH,
         bins=len(parts),
         seed=0,
+        settings={"packing": "best_fit"},
         documents=40,
         characters=1,
+        bytes=1,
+        tokens_in=sum(part.tokens for part in parts),
+        tokens_repeated=0,
+        tokens_dropped={},
         rows=sum(part.rows for part in parts),
         tokens=sum(part.tokens for part in parts),
         target_tokens=sum(part.target_tokens for part in parts),
@@ -36,30 +40,24 @@ def make_manifest(parts: list[PartInfo]) -> Manifest:
         dropped_turns=0,
         dropped_turn_tokens=0,
         trailing_human=0,
-        sub_datasets=[],
+        inputs=[InputInfo("texts", 1, 40, {"空": 1})],
+        sub_datasets=[SubDataset("texts", 40, 1, 1, 2, 3, 4, 1.0)],
         parts=parts,
+        validation=None,
+        versions={"python": "3.11"},
     )
 
 
 def write_dataset(folder: Path, documents: int) -> Path:
-    random = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    writer = BinWriter(folder, BINS, 0, 1)
-    for _ in range(documents):
-        ids = random.integers(3, 1000, random.integers(1, 40)).astype(np.int32)
-        writer.add(0, TokenizedSample(ids, ids.copy(), ""))
-    categories = tuple(writer.finish())
-    parts = [
-        write_part(PartTask(str(scratch_file(folder, n)), str(folder), None, n, categories, MAX_LENGTH, 0))
-        for n in range(BINS)
-    ]
-    write_manifest(make_manifest(parts), folder)
-    return folder
+    corpus = write_corpus(folder / "shards", random_samples(documents, longest=40))
+    parts = write_parts(folder, corpus, np.array_split(np.arange(documents), BINS), MAX_LENGTH, with_jsonl=False)
+    write_manifest(make_manifest(parts), folder / "arrow")
+    return folder / "arrow"
 
 
 @pytest.fixture
 def arrow(tmp_path: Path) -> Path:
-    return write_dataset(tmp_path / "prepared" / "arrow", 40)
+    return write_dataset(tmp_path / "prepared", 40)
 
 
 def test_rows_equal_those_of_datasets(arrow: Path) -> None:
@@ -69,9 +67,13 @@ def test_rows_equal_those_of_datasets(arrow: Path) -> None:
     assert len(dataset) == sum(dataset.bucket_sizes)
     rows = [row for part in loaded for row in part]
     for index, row in enumerate(rows):
-        for name in ("input_ids", "labels", "seq_lengths"):
-            assert dataset[index][name].dtype == np.int32
-            assert dataset[index][name].tolist() == row[name]
+        labels = [-100] * len(row["input_ids"])
+        for start, end in zip(row["learned"][::2], row["learned"][1::2], strict=True):
+            labels[start:end] = row["input_ids"][start:end]
+        for name, values in {**row, "labels": labels}.items():
+            if name in ("input_ids", "labels", "seq_lengths"):
+                assert dataset[index][name].dtype == np.int32
+                assert dataset[index][name].tolist() == values
     for wrong in (-1, len(dataset)):
         with pytest.raises(IndexError):
             dataset[wrong]
@@ -195,7 +197,8 @@ def test_damaged_folders(arrow: Path) -> None:
 
 
 def test_manifest_round_trip(tmp_path: Path) -> None:
-    manifest = dataclasses.replace(make_manifest([PartInfo("part-00000", 1, 2, 3, 4)]), dropped={"空": 1})
+    part = PartInfo("part-00000", 1, 2, 3, 4, 5, 6, 7, {"texts": Share(8, 9)})
+    manifest = dataclasses.replace(make_manifest([part]), dropped={"空": 1}, validation=part)
     write_manifest(manifest, tmp_path)
     assert read_manifest(tmp_path, "--dataset") == manifest
     assert read_manifest(tmp_path / "elsewhere", "--dataset") is None

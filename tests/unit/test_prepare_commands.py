@@ -101,8 +101,9 @@ def test_pretraining_from_texts_to_parts(
 def test_result_depends_on_the_seed_but_not_on_the_workers(
     tmp_path: Path, texts: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Many slices, so that two processes really share the work.
+    # Many slices and shards, so that two processes really share the work.
     monkeypatch.setattr("colossal_llama.data.readers.plan_slices.__defaults__", (4096,))
+    monkeypatch.setattr("colossal_llama.data.pipeline.SHARD_BYTES", 8192)
     results = {}
     for name, more in {"one": ["--num_workers", "1"], "two": ["--num_workers", "2"], "seed": ["--seed", "7"]}.items():
         assert pretrain_main(arguments(texts, tokenizer_dir, tmp_path / name, *more)) == 0

@@ -148,7 +148,7 @@ def test_figures_are_those_of_the_arrow_data(arrow: Path, tokenizer: PreTrainedT
     assert sum(figure(bucket["tokens"]) for bucket in buckets) == tokens
     assert sum(figure(bucket["tokens with loss"]) for bucket in buckets) == learned
     assert [entry["name"] for entry in page.table("name")] == ["one", "two"]
-    assert [entry["dropped"] for entry in page.table("name")] == ["empty target: 1"] * 2
+    assert [entry["dropped"] for entry in page.table("path")] == ["empty target: 1"] * 2
     assert page.table("reason") == [{"reason": "empty target", "number": "2"}]
     categories = page.table("category")
     assert [entry["category"] for entry in categories] == ["<b>novel</b>", "(none)"]
@@ -235,7 +235,7 @@ def test_manifests_with_more_and_with_less(arrow: Path, tokenizer: PreTrainedTok
     write_report(path.parent, tokenizer, tmp_path / "more.html")
     more = Page(tmp_path / "more.html")
     assert more.cards["bytes per token"] == "2.000"
-    assert more.cards["documents longer than a row, cut"] == "17"
+    assert more.cards["documents cut"] == str(sum(part["cut_documents"] for part in manifest["parts"]))
     assert {"reason": "too few characters", "number": "1,234"} in more.table("reason")
     assert {"field": "settings: min characters", "value": "10"} in more.table("field")
     assert {"field": "versions: tokenizers", "value": "0.21.1"} in more.table("field")

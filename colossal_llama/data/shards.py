@@ -1,0 +1,456 @@
+"""Tokenised documents on disk, in shards: what lies between reading the corpus and writing the parts.
+
+A shard holds the documents of a few consecutive slices. Workers write shards and nothing else, so tokens never
+travel between processes, memory does not grow with the corpus, and a killed preparation finds its finished
+shards again. A shard is two files: ``shard-000000.tokens`` (int32 ids, documents one behind the other) and
+``shard-000000.npz`` (one entry a document), written last, so that a shard with an index is complete.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from colossal_llama.constants import IGNORE_INDEX
+from colossal_llama.data.chat_templates import BoundTemplate
+from colossal_llama.data.decontamination import EvaluationNgrams
+from colossal_llama.data.duplicates import NearDuplicateSettings, NearDuplicateSigner, exact_key
+from colossal_llama.data.formats import FORMATS, Conversation, Dropped, FormatOptions, Sample, require_sample
+from colossal_llama.data.quality import QualityFilter, QualitySettings
+from colossal_llama.data.readers import FileSlice, Record, Reject, read_slice, reject_record
+from colossal_llama.data.tokenization import (
+    ConversationTokenizer,
+    DocumentTokenizer,
+    EncoderSpec,
+    TextEncoder,
+    TokenizedSample,
+)
+from colossal_llama.errors import RecordError
+
+ALL_TURNS_TOO_LONG = "every turn longer than a row"
+
+CONTAMINATED = "holds an evaluation text"
+
+RAW_CHARACTERS = 2000
+"""How much of a rejected text is listed."""
+
+NOT_FIRST = -1
+"""Number of characters of the later pieces of a conversation: they are not counted as documents again."""
+
+
+@dataclass(frozen=True)
+class Screening:
+    """What is looked for in texts before they are learned; nothing by default.
+
+    Attributes:
+        quality: rules that a text must pass.
+        evaluation_files: texts that share an n-gram with one of these files' are left out.
+        exact: note a key of each text, so that equal ones can be found.
+        near: note a signature of each text, so that similar ones can be found.
+    """
+
+    quality: QualitySettings | None = None
+    evaluation_files: tuple[str, ...] = ()
+    exact: bool = False
+    near: NearDuplicateSettings | None = None
+
+
+@dataclass(frozen=True)
+class TokenizeSetup:
+    """What a worker is started with; plain values, so that any process or machine can be one.
+
+    Attributes:
+        spec: the tokenizer.
+        template: chat template for conversations; None for pretraining texts.
+        max_length: longest row; conversations are cut to it, between turns.
+        options: how records are read.
+        skip_bad_records: reject bad records instead of stopping at the first.
+        screening: what is looked for in texts.
+    """
+
+    spec: EncoderSpec
+    template: BoundTemplate | None
+    max_length: int
+    options: FormatOptions = field(default_factory=FormatOptions)
+    skip_bad_records: bool = False
+    screening: Screening = field(default_factory=Screening)
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to make.
+
+    Attributes:
+        number: place of the shard in the corpus.
+        slices: what it is made from, in order.
+        inputs: number of the input (see ``--data_input_dirs``) that each slice belongs to.
+        formats: registered name of each slice's record format.
+        folder: where the shard's files go.
+    """
+
+    number: int
+    slices: tuple[FileSlice, ...]
+    inputs: tuple[int, ...]
+    formats: tuple[str, ...]
+    folder: str
+
+
+def shard_path(folder: Path, number: int, suffix: str) -> Path:
+    """A file of a shard; ``suffix`` is ``tokens`` or ``npz``."""
+    return folder / f"shard-{number:06d}.{suffix}"
+
+
+@dataclass(slots=True)
+class DocumentColumns:
+    """One entry a document (for a conversation that was cut: one a piece), in the order of the corpus.
+
+    Attributes:
+        lengths: tokens.
+        inputs: number of the input.
+        categories: index into ``names``.
+        characters, bytes: of the text (UTF-8); :data:`NOT_FIRST` for later pieces.
+        run_counts: learned stretches of each document.
+        runs: their starts and ends, counted from the document's start: int32 ``[stretches, 2]``.
+        names: categories by index.
+    """
+
+    lengths: np.ndarray
+    inputs: np.ndarray
+    categories: np.ndarray
+    characters: np.ndarray
+    bytes: np.ndarray
+    run_counts: np.ndarray
+    runs: np.ndarray
+    names: list[str]
+
+
+@dataclass(slots=True)
+class ShardBuilder:
+    """Collects what goes into one shard."""
+
+    samples: list[TokenizedSample] = field(default_factory=list)
+    inputs: list[int] = field(default_factory=list)
+    characters: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    signatures: list[np.ndarray] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+    counts: dict[int, Counter[str]] = field(default_factory=dict)
+    dropped: dict[int, Counter[str]] = field(default_factory=dict)
+    rejects: list[Reject] = field(default_factory=list)
+
+    def counter(self, number: int) -> Counter[str]:
+        """Counts of an input: records, turns."""
+        return self.counts.setdefault(number, Counter())
+
+    def drop(self, number: int, reason: str) -> None:
+        """Count a record of an input that is left out."""
+        self.dropped.setdefault(number, Counter())[reason] += 1
+
+    def reject(self, number: int, reject: Reject) -> None:
+        """Count a record of an input that is left out, and list it."""
+        self.drop(number, reject.reason)
+        self.rejects.append(reject)
+
+    def add(self, number: int, sample: TokenizedSample, characters: int, size: int) -> None:
+        """Add a document of an input: its tokens, and the characters and bytes of its text."""
+        self.samples.append(sample)
+        self.inputs.append(number)
+        self.characters.append(characters)
+        self.sizes.append(size)
+
+
+class ShardMaker:
+    """Reads, screens and tokenises slices, and writes shards."""
+
+    def __init__(self, setup: TokenizeSetup) -> None:
+        self._setup = setup
+        encoder = TextEncoder(setup.spec)
+        self._documents = DocumentTokenizer(encoder)
+        self._conversations = None
+        if setup.template is not None:
+            self._conversations = ConversationTokenizer(encoder, setup.template, setup.max_length)
+        screening = setup.screening
+        self._quality = QualityFilter(screening.quality) if screening.quality else None
+        self._evaluation = None
+        if screening.evaluation_files:
+            self._evaluation = EvaluationNgrams.from_files(screening.evaluation_files, flag="--decontaminate")
+        self._signer = NearDuplicateSigner(screening.near) if screening.near else None
+
+    def make(self, task: ShardTask) -> int:
+        """Write one shard, unless it is there; returns the bytes of its slices.
+
+        Raises:
+            UserError: a record is wrong; the message starts with ``file:line``.
+        """
+        folder = Path(task.folder)
+        if not shard_path(folder, task.number, "npz").exists():
+            builder = ShardBuilder()
+            for piece, number, name in zip(task.slices, task.inputs, task.formats, strict=True):
+                self._add_slice(builder, piece, number, name)
+            write_shard(builder, folder, task.number)
+        return sum(piece.bytes_read for piece in task.slices)
+
+    def _add_slice(self, builder: ShardBuilder, piece: FileSlice, number: int, format_name: str) -> None:
+        """Texts and conversations of a slice are tokenised apart, each in one batch, and keep their own order."""
+        texts: list[tuple[Record, Sample]] = []
+        conversations: list[tuple[Record, Conversation]] = []
+        for record, parsed in self._parsed(builder, piece, number, format_name):
+            reject = self._screened(record, parsed)
+            if reject is not None:
+                builder.reject(number, reject)
+            elif isinstance(parsed, Sample):
+                texts.append((record, parsed))
+            else:
+                conversations.append((record, parsed))
+        self._add_texts(builder, number, texts)
+        if self._conversations is not None:
+            self._add_conversations(builder, number, conversations, self._conversations)
+
+    def _parsed(
+        self, builder: ShardBuilder, piece: FileSlice, number: int, format_name: str
+    ) -> Iterator[tuple[Record, Sample | Conversation]]:
+        """The records of a slice that hold something to learn."""
+        parse = FORMATS.get(format_name).parse
+        skip = self._setup.skip_bad_records
+        counts = builder.counter(number)
+
+        def unreadable(reject: Reject) -> None:
+            counts["records"] += 1
+            builder.reject(number, reject)
+
+        for record in read_slice(piece, unreadable if skip else None):
+            counts["records"] += 1
+            try:
+                parsed = parse(record, self._setup.options)
+                if self._conversations is None:
+                    parsed = require_sample(record, parsed)
+            except RecordError as error:
+                if not skip:
+                    raise
+                builder.reject(number, reject_record(record, error))
+                continue
+            if isinstance(parsed, Dropped):
+                builder.drop(number, parsed.reason)
+            else:
+                yield record, parsed
+
+    def _screened(self, record: Record, parsed: Sample | Conversation) -> Reject | None:
+        if self._quality is None and self._evaluation is None:
+            return None
+        text = text_of(parsed)
+        reason = self._quality.reason(text) if self._quality else None
+        detail = reason or ""
+        if reason is None and self._evaluation is not None:
+            found = self._evaluation.hit(text)
+            if found is not None:
+                reason, detail = CONTAMINATED, f"{CONTAMINATED}: {found}"
+        return (
+            None if reason is None else Reject(record.where, reason, f"{record.where}: {detail}", text[:RAW_CHARACTERS])
+        )
+
+    def _add_texts(self, builder: ShardBuilder, number: int, texts: list[tuple[Record, Sample]]) -> None:
+        for (record, sample), tokenized in zip(
+            texts, self._documents.tokenize([sample for _, sample in texts]), strict=True
+        ):
+            characters = len(sample.source) + len(sample.target)
+            builder.add(number, tokenized, characters, _utf8_bytes(sample.source) + _utf8_bytes(sample.target))
+            self._mark(builder, record, sample)
+
+    def _add_conversations(
+        self,
+        builder: ShardBuilder,
+        number: int,
+        conversations: list[tuple[Record, Conversation]],
+        tokenizer: ConversationTokenizer,
+    ) -> None:
+        counts = builder.counter(number)
+        tokenized_all = tokenizer.tokenize([conversation for _, conversation in conversations])
+        for (record, conversation), tokenized in zip(conversations, tokenized_all, strict=True):
+            counts["dropped_turns"] += tokenized.dropped_turns
+            counts["dropped_turn_tokens"] += tokenized.dropped_tokens
+            if not tokenized.pieces:
+                builder.drop(number, ALL_TURNS_TOO_LONG)
+                continue
+            counts["trailing_human"] += conversation.trailing_human
+            text = text_of(conversation)
+            sizes = [(len(text), _utf8_bytes(text))] + [(NOT_FIRST, NOT_FIRST)] * (len(tokenized.pieces) - 1)
+            for sample, (characters, size) in zip(tokenized.pieces, sizes, strict=True):
+                builder.add(number, sample, characters, size)
+                self._mark(builder, record, conversation)
+
+    def _mark(self, builder: ShardBuilder, record: Record, parsed: Sample | Conversation) -> None:
+        """Note what duplicates are told by."""
+        if not self._setup.screening.exact and self._signer is None:
+            return
+        text = text_of(parsed)
+        builder.places.append(record.where)
+        if self._setup.screening.exact:
+            builder.keys.append(exact_key(text))
+        if self._signer is not None:
+            builder.signatures.append(self._signer.signature(text))
+
+
+def text_of(parsed: Sample | Conversation) -> str:
+    """A document's text, for counting and comparing; a conversation's messages, a line each."""
+    if isinstance(parsed, Sample):
+        return parsed.source + parsed.target
+    return "\n".join(message.content for message in parsed.messages)
+
+
+def _utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
+
+
+_maker: tuple[TokenizeSetup, ShardMaker] | None = None
+
+
+def make_shard(setup: TokenizeSetup, task: ShardTask) -> int:
+    """:meth:`ShardMaker.make` with one maker a process, for the engines."""
+    global _maker
+    if _maker is None or _maker[0] != setup:
+        _maker = setup, ShardMaker(setup)
+    return _maker[1].make(task)
+
+
+def write_shard(builder: ShardBuilder, folder: Path, number: int) -> None:
+    """Write the two files of a shard, the index last and at once."""
+    samples = builder.samples
+    nothing = np.empty(0, dtype=np.int32)
+    ids = np.concatenate([nothing, *(sample.input_ids for sample in samples)])
+    labels = np.concatenate([nothing, *(sample.labels for sample in samples)])
+    lengths = np.array([len(sample.input_ids) for sample in samples], dtype=np.int32)
+    run_counts, runs = learned_runs(labels != IGNORE_INDEX, lengths)
+    names = list(dict.fromkeys(sample.category for sample in samples))
+    index_of = {name: index for index, name in enumerate(names)}
+    summary = {
+        "names": names,
+        "counts": builder.counts,
+        "dropped": builder.dropped,
+        "rejects": [asdict(reject) for reject in builder.rejects],
+        "places": builder.places,
+    }
+    ids.tofile(shard_path(folder, number, "tokens"))
+    index = shard_path(folder, number, "npz")
+    scratch = index.with_suffix(f".tmp-{os.getpid()}")
+    with scratch.open("wb") as file:
+        np.savez(
+            file,
+            lengths=lengths,
+            inputs=np.array(builder.inputs, dtype=np.int32),
+            categories=np.array([index_of[sample.category] for sample in samples], dtype=np.int32),
+            characters=np.array(builder.characters, dtype=np.int32),
+            bytes=np.array(builder.sizes, dtype=np.int32),
+            run_counts=run_counts,
+            runs=runs,
+            keys=np.frombuffer(b"".join(builder.keys), dtype="V16"),
+            signatures=np.array(builder.signatures, dtype=np.uint32),
+            summary=np.frombuffer(json.dumps(summary, ensure_ascii=False).encode(), dtype=np.uint8),
+        )
+    scratch.rename(index)
+
+
+def learned_runs(learned: np.ndarray, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Stretches of learned tokens of each document.
+
+    Args:
+        learned: bool ``[tokens]``, documents one behind the other.
+        lengths: int ``[documents]``, none of them 0.
+
+    Returns:
+        Number of stretches of each document (int32 ``[documents]``), and all starts and ends, counted from the
+        start of their document (int32 ``[stretches, 2]``).
+    """
+    if not len(lengths):
+        return np.zeros(0, np.int32), np.zeros((0, 2), np.int32)
+    ends_of_documents = np.cumsum(lengths, dtype=np.int64)
+    firsts = ends_of_documents - lengths
+    begins = learned.copy()
+    begins[1:] &= ~learned[:-1]
+    begins[firsts] = learned[firsts]
+    finishes = learned.copy()
+    finishes[:-1] &= ~learned[1:]
+    finishes[ends_of_documents - 1] = learned[ends_of_documents - 1]
+    starts, ends = np.flatnonzero(begins), np.flatnonzero(finishes) + 1
+    owners = np.searchsorted(ends_of_documents, starts, side="right")
+    runs = np.stack([starts - firsts[owners], ends - firsts[owners]], axis=1).astype(np.int32)
+    return np.bincount(owners, minlength=len(lengths)).astype(np.int32), runs
+
+
+@dataclass(slots=True)
+class ShardIndex:
+    """What a finished shard says about itself.
+
+    Attributes:
+        columns: its documents.
+        counts, dropped: for each input, counters of records and turns, and of records dropped by reason.
+        rejects: the records that were rejected, in order.
+    """
+
+    columns: DocumentColumns
+    counts: dict[int, Counter[str]]
+    dropped: dict[int, Counter[str]]
+    rejects: list[Reject]
+
+
+@dataclass(slots=True)
+class ShardMarks:
+    """What duplicates are told by, one entry a document (or piece of a conversation).
+
+    Attributes:
+        places: ``file:line``.
+        keys: exact keys, empty if none were asked for.
+        signatures: uint32 ``[documents, permutations]``, empty if none were asked for.
+    """
+
+    places: list[str]
+    keys: list[bytes]
+    signatures: np.ndarray
+
+
+def read_index(folder: Path, number: int) -> ShardIndex:
+    """The index of a finished shard."""
+    with np.load(shard_path(folder, number, "npz")) as arrays:
+        summary = json.loads(arrays["summary"].tobytes())
+        names = ("lengths", "inputs", "categories", "characters", "bytes", "run_counts", "runs")
+        columns = DocumentColumns(**{name: arrays[name] for name in names}, names=summary["names"])
+    counts, dropped = (
+        {int(number): Counter(counter) for number, counter in summary[name].items()} for name in ("counts", "dropped")
+    )
+    return ShardIndex(columns, counts, dropped, [Reject(**reject) for reject in summary["rejects"]])
+
+
+def read_marks(folder: Path, number: int) -> ShardMarks:
+    """The marks of a finished shard."""
+    with np.load(shard_path(folder, number, "npz")) as arrays:
+        places = json.loads(arrays["summary"].tobytes())["places"]
+        return ShardMarks(places, [bytes(key) for key in arrays["keys"]], arrays["signatures"])
+
+
+def group_slices(slices: Iterable[tuple[int, str, FileSlice]], folder: Path, shard_bytes: int) -> Iterator[ShardTask]:
+    """Group consecutive slices into shards of about ``shard_bytes`` of input.
+
+    Args:
+        slices: the input's number, the name of the record format and a slice, in the order of the corpus.
+        folder: where the shards go.
+        shard_bytes: bytes of input per shard.
+    """
+    group: list[tuple[int, str, FileSlice]] = []
+    size = number = 0
+    for entry in slices:
+        group.append(entry)
+        size += entry[2].bytes_read
+        if size >= shard_bytes:
+            yield _shard_task(number, group, folder)
+            group, size, number = [], 0, number + 1
+    if group:
+        yield _shard_task(number, group, folder)
+
+
+def _shard_task(number: int, group: list[tuple[int, str, FileSlice]], folder: Path) -> ShardTask:
+    inputs, formats, slices = zip(*group, strict=True)
+    return ShardTask(number=number, slices=slices, inputs=inputs, formats=formats, folder=str(folder))

@@ -1,0 +1,72 @@
+"""Tokenised documents in shards, without reading or tokenising anything."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from colossal_llama.data.allotment import Corpus, load_corpus
+from colossal_llama.data.manifest import PartInfo
+from colossal_llama.data.parts import PartTask, part_name, write_bin, write_part
+from colossal_llama.data.shards import ShardBuilder, write_shard
+from colossal_llama.data.tokenization import TokenizedSample
+
+
+def random_samples(number: int, seed: int = 0, longest: int = 200, shortest: int = 1) -> list[TokenizedSample]:
+    """Documents of random ids, the first third of each not learned, in three categories."""
+    random = np.random.default_rng(seed)
+    samples = []
+    for index in range(number):
+        ids = random.integers(3, 1000, random.integers(shortest, longest)).astype(np.int32)
+        labels = ids.copy()
+        labels[: len(ids) // 3] = -100
+        samples.append(TokenizedSample(ids, labels, f"类{index % 3}"))
+    return samples
+
+
+def write_corpus(
+    folder: Path, samples: Sequence[TokenizedSample], shards: int = 3, inputs: Sequence[int] | None = None
+) -> Corpus:
+    """Put documents into shards; ``inputs`` gives the number of each document's input."""
+    folder.mkdir(parents=True, exist_ok=True)
+    owners = [0] * len(samples) if inputs is None else list(inputs)
+    for number, group in enumerate(np.array_split(np.arange(len(samples)), shards)):
+        builder = ShardBuilder()
+        for index in group.tolist():
+            characters = len(samples[index].input_ids) * 2
+            builder.add(owners[index], samples[index], characters, characters * 3)
+            builder.counter(owners[index])["records"] += 1
+        write_shard(builder, folder, number)
+    return load_corpus(folder, shards, max(owners, default=0) + 1)
+
+
+def write_parts(
+    folder: Path,
+    corpus: Corpus,
+    bins: Sequence[np.ndarray],
+    max_length: int,
+    long_documents: str = "split",
+    packing: str = "best_fit",
+    with_jsonl: bool = True,
+) -> list[PartInfo]:
+    """Make the parts of bins (document numbers) in ``folder/arrow`` and ``folder/jsonl`` from ``folder/shards``."""
+    for name in ("arrow", "jsonl", "bins"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    infos = []
+    for number, numbers in enumerate(bins):
+        task = PartTask(
+            name=part_name(number),
+            bin_file=str(folder / "bins" / f"{part_name(number)}.npz"),
+            shard_folder=str(folder / "shards"),
+            arrow_folder=str(folder / "arrow"),
+            jsonl_folder=str(folder / "jsonl") if with_jsonl else None,
+            categories=tuple(corpus.categories),
+            sub_datasets=tuple(f"input {index}" for index in range(len(corpus.counts))),
+            max_length=max_length,
+            long_documents=long_documents,
+            packing=packing,
+            seed=(5, number),
+        )
+        write_bin(Path(task.bin_file), corpus, corpus.documents.inputs, numbers)
+        infos.append(write_part(task))
+    return infos

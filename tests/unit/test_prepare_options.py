@@ -1,0 +1,291 @@
+"""What the preparation does beyond the plain case: bad records, duplicates, mixtures, kills, Ray."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from colossal_llama.commands.prepare_pretrain_dataset import main as pretrain_main
+from colossal_llama.commands.prepare_sft_dataset import main as sft_main
+from colossal_llama.data.dataset import PackedDataset
+from tests.helpers.assets import sanguo_text
+from tests.helpers.tiny import save_tiny_tokenizer
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "tokenizer"
+    folder.mkdir()
+    save_tiny_tokenizer(folder)
+    return folder
+
+
+def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def texts(count: int, seed: int = 0) -> list[dict[str, Any]]:
+    text, draw = sanguo_text(), random.Random(seed)
+    places = [draw.randrange(len(text) - 400) for _ in range(count)]
+    return [{"target": text[place : place + draw.randrange(5, 300)], "category": "novel"} for place in places]
+
+
+def command(inputs: Path | str, tokenizer_dir: Path, out: Path, *more: str) -> list[str]:
+    base = ["--data_input_dirs", str(inputs), "--tokenizer_dir", str(tokenizer_dir), "--data_arrow_output_dir"]
+    return [*base, str(out), "--num_workers", "1", "--max_length", "128", "--num_spliced_dataset_bins", "3", *more]
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+
+def all_files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def check_account(manifest: dict[str, Any]) -> None:
+    """Every token that was made is somewhere."""
+    validation = manifest["validation"]["tokens"] if manifest["validation"] else 0
+    left = manifest["tokens"] + validation + sum(manifest["tokens_dropped"].values())
+    assert manifest["tokens_in"] + manifest["tokens_repeated"] == left
+
+
+def test_bad_records_are_skipped_counted_and_listed(
+    tmp_path: Path, tokenizer_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_jsonl(tmp_path / "in/a.jsonl", texts(30))
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[3:3] = [b'{"target": \n', b'{"target": 7}\n', b'{"target": "\xff"}\n', b'{"target": "half \\ud83d"}\n']
+    path.write_bytes(b"".join(lines))
+    assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "stop")) == 2
+    assert f"{path}:4: " in capsys.readouterr().err
+    assert not (tmp_path / "stop").exists()
+    assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "out", "--on_bad_record", "skip")) == 0
+    manifest = manifest_of(tmp_path / "out")
+    assert manifest["documents"] == 30
+    assert manifest["inputs"][0]["records"] == 34
+    assert sum(manifest["dropped"].values()) == 4
+    rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").open(encoding="utf-8")]
+    assert [reject["where"] for reject in rejects] == [f"{path}:{line}" for line in (4, 5, 6, 7)]
+    assert {reject["reason"] for reject in rejects} == set(manifest["dropped"])
+
+
+def test_formats_are_recognised_and_may_mix_over_files(
+    tmp_path: Path, tokenizer_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "in/a.jsonl", texts(10))
+    write_jsonl(tmp_path / "in/b.jsonl", [{"text": "one two three", "meta": {"pile_set_name": "Pile"}}] * 3)
+    assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "out", "--sub_dataset_by", "category")) == 0
+    assert "record formats: colossal (1 files), text (1 files)" in capsys.readouterr().out
+    entries = {entry["name"]: entry["documents"] for entry in manifest_of(tmp_path / "out")["sub_datasets"]}
+    assert entries == {"Pile": 3, "novel": 10}
+    body = [{"body": record["target"]} for record in texts(5)]
+    write_jsonl(tmp_path / "odd/a.jsonl", body)
+    assert pretrain_main(command(tmp_path / "odd", tokenizer_dir, tmp_path / "o2")) == 2
+    assert "no known format" in capsys.readouterr().err
+    assert pretrain_main(command(tmp_path / "odd", tokenizer_dir, tmp_path / "o2", "--text_field", "body")) == 0
+
+
+def test_the_wrong_command_for_the_records(
+    tmp_path: Path, tokenizer_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chat = {"instruction": "say hello", "input": "", "output": "hello"}
+    write_jsonl(tmp_path / "chat/a.jsonl", [chat] * 3)
+    write_jsonl(tmp_path / "text/a.jsonl", texts(3))
+    assert pretrain_main(command(tmp_path / "chat", tokenizer_dir, tmp_path / "out")) == 2
+    assert "use prepare_sft_dataset.py" in capsys.readouterr().err
+    assert sft_main(command(tmp_path / "text", tokenizer_dir, tmp_path / "out")) == 2
+    assert "use prepare_pretrain_dataset.py" in capsys.readouterr().err
+    more = ("--llama_version", "2")
+    assert sft_main(command(tmp_path / "chat", tokenizer_dir, tmp_path / "out", *more)) == 0
+    assert manifest_of(tmp_path / "out")["documents"] == 3
+
+
+@pytest.mark.parametrize("way", ["exact", "near"])
+def test_duplicates_are_dropped_counted_and_listed(tmp_path: Path, tokenizer_dir: Path, way: str) -> None:
+    records = [{"target": text["target"] + "。" * 20} for text in texts(20, seed=1)]
+    again = [{"target": records[index]["target"].replace("。。", "。 。", 0)} for index in (3, 3, 7)]
+    write_jsonl(tmp_path / "in/a.jsonl", [*records[:10], *again, *records[10:]])
+    assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "out", "--deduplicate", way)) == 0
+    manifest = manifest_of(tmp_path / "out")
+    check_account(manifest)
+    assert manifest["dropped"]["equal to an earlier text"] == 3
+    assert manifest["tokens_dropped"]["duplicates"] > 0
+    rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").open(encoding="utf-8")]
+    assert [reject["where"].rsplit(":", 1)[1] for reject in rejects][:3] == ["11", "12", "13"]
+
+
+def test_quality_and_decontamination(tmp_path: Path, tokenizer_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    records = texts(12, seed=2)
+    records = [record for record in records if len(record["target"]) >= 30]
+    question = sanguo_text()[5000:5040]
+    write_jsonl(
+        tmp_path / "in/a.jsonl", [*records, {"target": "短"}, {"target": "same line\n" * 50}, {"target": question * 2}]
+    )
+    write_jsonl(tmp_path / "questions.jsonl", [{"question": question}])
+    more = ["--quality", "gopher", "--min_characters", "10", "--decontaminate", str(tmp_path / "questions.jsonl")]
+    assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "out", *more)) == 0
+    assert "decontamination: 1 evaluation texts" in capsys.readouterr().out
+    manifest = manifest_of(tmp_path / "out")
+    assert manifest["documents"] == len(records)
+    assert sum(manifest["dropped"].values()) == 3
+    assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "x", "--decontaminate", "gone")) == 2
+    assert "--decontaminate gone" in capsys.readouterr().err
+    wrong = ["--min_characters", "9", "--max_characters", "3"]
+    assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "x", *wrong)) == 2
+    assert "--min_characters 9 is more than" in capsys.readouterr().err
+
+
+def test_mixture_and_validation(tmp_path: Path, tokenizer_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_jsonl(tmp_path / "zh/a.jsonl", texts(200))
+    write_jsonl(tmp_path / "en/a.jsonl", [{"target": f"sentence number {n} of the English text"} for n in range(40)])
+    more = ["--mixture", "zh=1,en=1", "--validation_fraction", "0.1"]
+    inputs = f"{tmp_path / 'zh'},{tmp_path / 'en'}"
+    assert pretrain_main(command(inputs, tokenizer_dir, tmp_path / "out", *more)) == 0
+    assert "sub-dataset en:" in capsys.readouterr().out
+    manifest = manifest_of(tmp_path / "out")
+    check_account(manifest)
+    by_name = {entry["name"]: entry for entry in manifest["sub_datasets"]}
+    assert by_name["zh"]["epochs"] == 1
+    assert by_name["en"]["epochs"] > 2
+    assert (by_name["zh"]["validation_documents"], by_name["en"]["validation_documents"]) == (20, 4)
+    shares = {name: sum(part["sub_datasets"][name]["tokens"] for part in manifest["parts"]) for name in by_name}
+    assert abs(shares["zh"] / shares["en"] - 1) < 0.1
+    held = PackedDataset([tmp_path / "out/validation"])
+    assert sum(len(held[index]["input_ids"]) for index in range(len(held))) == manifest["validation"]["tokens"]
+    assert len(PackedDataset([tmp_path / "out"])) == manifest["rows"], "training does not read the validation part"
+    seen = {tuple(held[index]["input_ids"].tolist()) for index in range(len(held))}
+    assert seen
+
+
+@pytest.mark.parametrize("way", ["truncate", "sample"])
+@pytest.mark.parametrize("packing", ["concat", "none"])
+def test_what_is_dropped_on_purpose_is_counted(tmp_path: Path, tokenizer_dir: Path, way: str, packing: str) -> None:
+    write_jsonl(tmp_path / "in/a.jsonl", texts(60))
+    more = ["--long_documents", way, "--packing", packing]
+    assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "out", *more)) == 0
+    manifest = manifest_of(tmp_path / "out")
+    check_account(manifest)
+    assert manifest["tokens_dropped"]["end of a long document"] > 0
+
+
+def spawn(arguments: list[str]) -> subprocess.Popen:
+    """The command in a process group of its own, with small slices and shards so that there is much to resume."""
+    program = (
+        "import sys, colossal_llama.data.readers as r, colossal_llama.data.pipeline as p\n"
+        "r.plan_slices.__defaults__ = (20_000,)\n"
+        "p.SHARD_BYTES = 40_000\n"
+        "from colossal_llama.commands.prepare_pretrain_dataset import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(tmp_path: Path, tokenizer_dir: Path) -> None:
+    write_jsonl(tmp_path / "in/a.jsonl", texts(1500))
+
+    def arguments(name: str, workers: str) -> list[str]:
+        return command(tmp_path / "in", tokenizer_dir, tmp_path / name / "arrow", "--num_workers", workers)
+
+    whole = spawn(arguments("whole", "1"))
+    assert whole.wait() == 0, whole.stdout and whole.stdout.read()
+    expected = all_files(tmp_path / "whole")
+    scratch = tmp_path / "killed"
+
+    def files() -> int:
+        return sum(len(names) for _, _, names in os.walk(scratch))
+
+    draw = random.Random(0)
+    resumed = False
+    for attempt in range(30):
+        process = spawn(arguments("killed", "2" if attempt % 2 else "1"))
+        assert process.stdout is not None
+        # Killed once a random number of further files is there, wherever the work then stands.
+        goal = files() + draw.randrange(1, 9)
+        while process.poll() is None and files() < goal:
+            time.sleep(0.005)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        code = process.wait()
+        resumed = resumed or b"going on with" in process.stdout.read()
+        if code == 0:
+            break
+    else:
+        last = spawn(arguments("killed", "2"))
+        assert last.wait() == 0, last.stdout and last.stdout.read()
+    assert resumed
+    assert all_files(scratch) == expected
+
+
+def test_a_full_disk_keeps_what_is_done(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "in/a.jsonl", texts(50))
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device", str(tmp_path / "out"))
+
+    monkeypatch.setattr("colossal_llama.data.pipeline.write_bin", full)
+    assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "out")) == 2
+    assert "No space left on device; check space and permissions" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "out")) == 0
+    assert "going on with" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_two_at_a_time_are_refused(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import colossal_llama.data.pipeline as pipeline
+
+    write_jsonl(tmp_path / "in/a.jsonl", texts(50))
+    run, codes = pipeline._prepare_in, []
+
+    def while_running(*arguments: Any) -> Any:
+        monkeypatch.setattr(pipeline, "_prepare_in", run)
+        codes.append(pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "out")))
+        return run(*arguments)
+
+    monkeypatch.setattr(pipeline, "_prepare_in", while_running)
+    assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "out")) == 0
+    assert codes == [2]
+    assert "is running already" in capsys.readouterr().err
+
+
+def test_ray_gives_the_same_bytes(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr("colossal_llama.data.pipeline.SHARD_BYTES", 20_000)
+    monkeypatch.setattr("colossal_llama.data.readers.plan_slices.__defaults__", (10_000,))
+    write_jsonl(tmp_path / "in/a.jsonl", texts(400))
+    assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "local/arrow")) == 0
+    try:
+        more = ["--engine", "ray", "--num_workers", "2"]
+        assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "ray/arrow", *more)) == 0
+        assert all_files(tmp_path / "local") == all_files(tmp_path / "ray")
+        (tmp_path / "in/b.jsonl").write_text('{"target": 7}\n', encoding="utf-8")
+        assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "bad/arrow", *more)) == 2
+        assert "b.jsonl:1: 'target' must be a string" in capsys.readouterr().err
+    finally:
+        ray.shutdown()
