@@ -9,7 +9,7 @@ from colossal_llama.config.prepare import PretrainPrepareConfig
 from colossal_llama.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    from colossal_llama.data.pipeline import PrepareJob
+    from colossal_llama.data.job import PrepareJob
     from colossal_llama.data.shards import Screening
 
 DESCRIPTION = "Tokenise and pack .jsonl texts ({source, target, category}) into parts for continual pretraining."
@@ -38,7 +38,7 @@ def build_job(config: PretrainPrepareConfig) -> "PrepareJob":
         UserError: an unusable tokenizer.
     """
     from colossal_llama.data.chat_templates import CHAT_TEMPLATES
-    from colossal_llama.data.pipeline import PrepareJob, PrepareSettings
+    from colossal_llama.data.job import PrepareJob, PrepareSettings
     from colossal_llama.tokenizer.loading import load_tokenizer
 
     flag = f"--tokenizer_dir {config.tokenizer_dir}"

@@ -5,7 +5,7 @@ files, so the allotment does not depend on who tokenised what, when, or how ofte
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -75,6 +75,25 @@ class Corpus:
     counts: list[Counter[str]]
     dropped: list[Counter[str]]
     rejects: list[Reject]
+
+
+@dataclass(slots=True)
+class Allotment:
+    """Which documents go where.
+
+    Attributes:
+        owners: number of each document's sub-dataset.
+        names: of the sub-datasets.
+        epochs: passes over each.
+        bins: numbers of each bin's documents.
+        validation: numbers of the validation set's documents; None without one.
+    """
+
+    owners: np.ndarray
+    names: list[str]
+    epochs: list[float]
+    bins: list[np.ndarray]
+    validation: np.ndarray | None
 
 
 def load_corpus(folder: Path, shards: int, inputs: int) -> Corpus:
@@ -308,8 +327,3 @@ def unique_names(paths: Iterable[str]) -> list[str]:
     paths = [str(Path(path)) for path in paths]
     names = [Path(path).name for path in paths]
     return [path if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
-
-
-def describe_epochs(names: Sequence[str], epochs: Sequence[float]) -> Mapping[str, float]:
-    """Passes over each sub-dataset by name, rounded for people."""
-    return {name: round(value, 4) for name, value in zip(names, epochs, strict=True)}

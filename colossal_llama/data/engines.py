@@ -19,6 +19,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+class WorkerLostError(UserError):
+    """A worker died; what others have finished is kept, and the same command goes on with it."""
+
+
 class Engine(Protocol):
     """Runs ``function(setup, task)`` for many tasks."""
 
@@ -31,7 +35,8 @@ class Engine(Protocol):
             tasks: may be made while others run.
 
         Raises:
-            UserError: what a task raised, or a worker that died.
+            UserError: what a task raised.
+            WorkerLostError: a worker died.
         """
         ...
 
@@ -74,7 +79,7 @@ class ProcessPool:
                 while waiting:
                     yield waiting.popleft().result()
             except BrokenProcessPool as error:
-                raise UserError(
+                raise WorkerLostError(
                     "a worker process was killed, most likely for lack of memory; lower --num_workers and run the "
                     "command again, it goes on"
                 ) from error
@@ -170,7 +175,7 @@ def _ray_result(ray: Any, reference: Any) -> Any:
         result = ray.get(reference)
     except ray.exceptions.RayError as error:
         reason = " ".join(str(error).split())[-300:]
-        raise UserError(f"a Ray worker failed ({reason}); run the command again, it goes on") from error
+        raise WorkerLostError(f"a Ray worker failed ({reason}); run the command again, it goes on") from error
     if isinstance(result, UserError):
         raise result
     return result

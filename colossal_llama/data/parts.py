@@ -86,14 +86,25 @@ def write_bin(path: Path, corpus: Corpus, owners: np.ndarray, numbers: np.ndarra
 
 
 def part_info_file(task: PartTask) -> Path:
-    """Where a finished part's counts stand; it is there when the part is complete."""
+    """Where a finished part's counts are noted, after everything else."""
     return Path(task.bin_file).with_suffix(".json")
+
+
+def is_made(task: PartTask) -> bool:
+    """Whether the part is complete: noted, and still there."""
+    made = [Path(task.arrow_folder) / task.name]
+    made += [_jsonl_file(task)] if task.jsonl_folder else []
+    return part_info_file(task).exists() and all(path.exists() for path in made)
+
+
+def _jsonl_file(task: PartTask) -> Path:
+    return Path(str(task.jsonl_folder)) / f"{task.name}.jsonl"
 
 
 def write_part(task: PartTask) -> PartInfo:
     """Make one part, unless it is there; the part folder appears complete or not at all."""
     done = part_info_file(task)
-    if done.exists():
+    if is_made(task):
         return part_info_from(json.loads(done.read_text(encoding="utf-8")))
     info = _make_part(task)
     scratch = done.with_suffix(f".tmp-{os.getpid()}")
@@ -115,7 +126,7 @@ def _make_part(task: PartTask) -> PartInfo:
     scratch = folder.with_name(f".{task.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)  # a killed run's
     scratch.mkdir()
-    jsonl = Path(task.jsonl_folder) / f"{task.name}.jsonl" if task.jsonl_folder else None
+    jsonl = _jsonl_file(task) if task.jsonl_folder else None
     try:
         counted = _write_rows(maker, packing, scratch, jsonl)
         shutil.rmtree(folder, ignore_errors=True)

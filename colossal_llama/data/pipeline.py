@@ -4,26 +4,22 @@ Three phases, each of files only: shards of tokenised documents, lists of each b
 killed preparation has finished is found again by the same command, and nothing depends on who made what.
 """
 
-import fcntl
-import hashlib
-import importlib.metadata
 import json
-import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from colossal_llama.atomic import publish_directory, refuse_existing
 from colossal_llama.constants import MANIFEST_FILE, PART_PREFIX
+from colossal_llama.data.account import build_manifest, describe_reasons, summary
 from colossal_llama.data.allotment import (
+    Allotment,
     Corpus,
     allot,
     epochs_of,
@@ -34,23 +30,13 @@ from colossal_llama.data.allotment import (
     set_aside,
     unique_names,
 )
-from colossal_llama.data.chat_templates import BoundTemplate
 from colossal_llama.data.decontamination import EvaluationNgrams
 from colossal_llama.data.duplicates import require_datasketch
 from colossal_llama.data.engines import choose_engine
 from colossal_llama.data.formats import FORMATS, Conversation, FormatOptions, Sample, detect_format
-from colossal_llama.data.manifest import (
-    FORMAT_VERSION,
-    PRETRAIN,
-    SFT,
-    ChatFormat,
-    InputInfo,
-    Manifest,
-    PartInfo,
-    SubDataset,
-    write_manifest,
-)
-from colossal_llama.data.parts import PartTask, part_info_file, part_name, write_bin, write_part
+from colossal_llama.data.job import PrepareJob, PrepareSettings
+from colossal_llama.data.manifest import Manifest, PartInfo, write_manifest
+from colossal_llama.data.parts import PartTask, is_made, part_name, write_bin, write_part
 from colossal_llama.data.readers import FileSlice, InputFile, Record, Reject, list_input_files, plan_slices, read_slice
 from colossal_llama.data.report import REPORT_FILE, write_report
 from colossal_llama.data.shards import (
@@ -62,11 +48,8 @@ from colossal_llama.data.shards import (
     make_shard,
 )
 from colossal_llama.data.tokenization import encoder_spec
+from colossal_llama.data.workplace import Workplace, open_workplace
 from colossal_llama.errors import UserError
-from colossal_llama.tokenizer.fingerprint import tokenizer_fingerprint
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 SHARD_BYTES = 8 << 20
 """Input per shard: what a kill loses at most per worker, and what a worker holds in memory."""
@@ -79,92 +62,6 @@ REJECTS_FILE = "rejects.jsonl"
 
 DETECT_RECORDS = 100
 """Records of a file by which its format is recognised."""
-
-LONG_DOCUMENT = "end of a long document"
-DUPLICATE = "duplicates"
-
-
-@dataclass(frozen=True)
-class PrepareSettings:
-    """The flags that decide what the rows hold.
-
-    Attributes:
-        max_length: longest row in tokens.
-        bins: number of parts.
-        seed: of the shuffles.
-        long_documents, packing: registered names.
-        sub_dataset_by: ``input`` or ``category``.
-        mixture: weights of the sub-datasets as text; None takes everything once.
-        validation_fraction: documents of each sub-dataset that go into no bin.
-        data_format: registered name, or ``auto`` to recognise it file by file.
-        text_field: field of plain text records, or None.
-        on_bad_record: ``stop`` at the first, or ``skip`` and list them.
-        screening: what is looked for in texts.
-    """
-
-    max_length: int
-    bins: int
-    seed: int
-    long_documents: str = "split"
-    packing: str = "best_fit"
-    sub_dataset_by: str = "input"
-    mixture: str | None = None
-    validation_fraction: float = 0.0
-    data_format: str = "auto"
-    text_field: str | None = None
-    on_bad_record: str = "stop"
-    screening: Screening = field(default_factory=Screening)
-
-
-@dataclass(frozen=True)
-class PrepareJob:
-    """What to prepare, in plain values.
-
-    Attributes:
-        inputs: directories, files or globs.
-        tokenizer: a fast tokenizer.
-        template: chat template for conversations; None for pretraining texts.
-        settings: what decides the result.
-        arrow_dir: receives the parts and the manifest.
-        jsonl_dir: receives the same rows as jsonl; None for none.
-        cache_dir: where scratch files go while the job runs.
-        num_workers: processes or Ray tasks at a time.
-        engine: ``local`` or ``ray``.
-        ray_address: of a running cluster, or None.
-        overwrite: replace an older prepared dataset.
-    """
-
-    inputs: Sequence[str]
-    tokenizer: "PreTrainedTokenizerBase"
-    template: BoundTemplate | None
-    settings: PrepareSettings
-    arrow_dir: Path
-    jsonl_dir: Path | None
-    cache_dir: Path
-    num_workers: int
-    overwrite: bool
-    engine: str = "local"
-    ray_address: str | None = None
-
-
-@dataclass(frozen=True)
-class Workplace:
-    """Folders of one preparation, the same for every run of the same command.
-
-    Attributes:
-        scratch: shards, document lists and counts; below ``--data_cache_dir``.
-        arrow, jsonl: the outputs under temporary names, beside their targets.
-    """
-
-    scratch: Path
-    arrow: Path
-    jsonl: Path | None
-
-    def remove(self) -> None:
-        """Remove everything that is not published."""
-        for folder in (self.scratch, self.arrow, self.jsonl):
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
 
 
 def prepare_dataset(job: PrepareJob) -> Manifest:
@@ -190,7 +87,7 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
         screening=job.settings.screening,
     )
     try:
-        with _workplace(job, setup, files) as place:
+        with open_workplace(job, setup, files, SHARD_BYTES) as place:
             manifest = _prepare_in(place, job, setup, files)
     except OSError as error:
         where = error.filename or job.arrow_dir
@@ -217,7 +114,7 @@ def _prepare_in(place: Workplace, job: PrepareJob, setup: TokenizeSetup, files: 
     infos = list(_progress(engine.map(_write_one_part, None, tasks), total=len(tasks), unit="part", label="pack"))
     validation = infos.pop() if allotment.validation is not None else None
     duplicate_tokens = int(corpus.documents.lengths[repeated].sum(dtype=np.int64))
-    manifest = _build_manifest(job, files, corpus, allotment, infos, validation, duplicate_tokens)
+    manifest = build_manifest(job, files, corpus, allotment, infos, validation, duplicate_tokens)
     write_manifest(manifest, place.arrow)
     write_rejects(corpus.rejects, place.arrow / REJECTS_FILE)
     write_report(place.arrow, job.tokenizer, place.arrow / REPORT_FILE)
@@ -289,73 +186,6 @@ def _is_prepared_entry(entry: Path) -> bool:
     return name in (MANIFEST_FILE, REPORT_FILE, REJECTS_FILE, VALIDATION, f"{VALIDATION}.jsonl") or name.startswith(
         PART_PREFIX
     )
-
-
-def _identity(job: PrepareJob, setup: TokenizeSetup, files: list[list[InputFile]]) -> str:
-    """A name for this preparation: equal for the same inputs, tokenizer, settings and program, else different."""
-    facts = {
-        "format": FORMAT_VERSION,
-        "settings": asdict(job.settings),
-        "tokenizer": hashlib.sha256((setup.spec.head_json + setup.spec.tail_json).encode()).hexdigest(),
-        "template": None if job.template is None else job.template.jinja(),
-        "jsonl": job.jsonl_dir is not None,
-        "files": [
-            [[str(Path(file.path).resolve()), file.size, Path(file.path).stat().st_mtime_ns] for file in group]
-            for group in files
-        ],
-        "shard_bytes": SHARD_BYTES,
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@contextmanager
-def _workplace(job: PrepareJob, setup: TokenizeSetup, files: list[list[InputFile]]) -> Iterator[Workplace]:
-    """The folders that the work is done in; kept when the disk fails or the process is killed, else removed."""
-    identity = _identity(job, setup, files)
-    arrow, jsonl = (
-        None if target is None else target.resolve().with_name(f".{target.name}.prepare-{identity}")
-        for target in (job.arrow_dir, job.jsonl_dir)
-    )
-    assert arrow is not None
-    place = Workplace(job.cache_dir / f"prepare-{identity}", arrow, jsonl)
-    made = [folder for folder in (job.cache_dir, *job.cache_dir.parents) if not folder.exists()]
-    if place.scratch.exists():
-        print(f"going on with what an earlier run left in {place.scratch}", flush=True)
-    for folder in (place.scratch, place.arrow, place.jsonl):
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with _only_one(place.scratch / "lock"):
-            try:
-                yield place
-            except OSError:
-                raise
-            except BaseException:
-                place.remove()
-                raise
-            else:
-                place.remove()
-    finally:
-        for folder in made:
-            if folder.exists() and not any(folder.iterdir()):
-                folder.rmdir()
-
-
-@contextmanager
-def _only_one(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with the process.
-
-    Raises:
-        UserError: another process holds it.
-    """
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{path.parent}: the same preparation is running already; wait for it or stop it"
-            ) from error
-        yield
 
 
 def _tokenize_all(
@@ -441,28 +271,9 @@ def _check_anything_left(job: PrepareJob, files: list[list[InputFile]], corpus: 
     if not len(corpus.documents):
         reasons = sum(corpus.dropped, Counter())
         raise UserError(
-            f"--data_input_dirs: nothing to learn in any record (dropped: {_reasons(reasons)}); "
+            f"--data_input_dirs: nothing to learn in any record (dropped: {describe_reasons(reasons)}); "
             "check the input" + (" and --max_length" if reasons[ALL_TURNS_TOO_LONG] else "")
         )
-
-
-@dataclass(slots=True)
-class Allotment:
-    """Which documents go where.
-
-    Attributes:
-        owners: number of each document's sub-dataset.
-        names: of the sub-datasets.
-        epochs: passes over each.
-        bins: numbers of each bin's documents.
-        validation: numbers of the validation set's documents; None without one.
-    """
-
-    owners: np.ndarray
-    names: list[str]
-    epochs: list[float]
-    bins: list[np.ndarray]
-    validation: np.ndarray | None
 
 
 def _allot(
@@ -500,132 +311,7 @@ def _plan_parts(place: Workplace, settings: PrepareSettings, corpus: Corpus, all
             packing=settings.packing,
             seed=(settings.seed, 1, position),
         )
-        if not part_info_file(task).exists():
+        if not is_made(task):
             write_bin(Path(task.bin_file), corpus, allotment.owners, numbers)
         tasks.append(task)
     return tasks
-
-
-def _build_manifest(
-    job: PrepareJob,
-    files: list[list[InputFile]],
-    corpus: Corpus,
-    allotment: Allotment,
-    parts: list[PartInfo],
-    validation: PartInfo | None,
-    duplicate_tokens: int,
-) -> Manifest:
-    documents, settings, template = corpus.documents, job.settings, job.template
-    counts, dropped = sum(corpus.counts, Counter()), sum(corpus.dropped, Counter())
-    first = documents.characters != NOT_FIRST
-    tokens_in = int(documents.lengths.sum(dtype=np.int64))
-    written = [*parts, *([validation] if validation else [])]
-    dropped_tokens = sum(part.dropped_tokens for part in written)
-    planned = [*allotment.bins, *([] if allotment.validation is None else [allotment.validation])]
-    times = np.bincount(np.concatenate(planned), minlength=len(documents))
-    taken = int((times * documents.lengths.astype(np.int64)).sum())
-    left_out = int(documents.lengths[times == 0].sum(dtype=np.int64))
-    repeated = int((np.maximum(times - 1, 0) * documents.lengths.astype(np.int64)).sum())
-    if taken != sum(part.tokens for part in written) + dropped_tokens:
-        raise RuntimeError(f"internal error: {taken} tokens were dealt out, another number was written")
-    if left_out != duplicate_tokens:
-        raise RuntimeError(f"internal error: {left_out} tokens were left out, {duplicate_tokens} on purpose")
-    other = {name: value for name, value in asdict(settings).items() if name not in ("max_length", "bins", "seed")}
-    return Manifest(
-        kind=PRETRAIN if template is None else SFT,
-        tokenizer_fingerprint=tokenizer_fingerprint(job.tokenizer),
-        vocab_size=max(job.tokenizer.get_vocab().values()) + 1,
-        max_length=settings.max_length,
-        bins=settings.bins,
-        seed=settings.seed,
-        settings=other,
-        documents=documents.count(),
-        characters=int(documents.characters[first].sum(dtype=np.int64)),
-        bytes=int(documents.bytes[first].sum(dtype=np.int64)),
-        tokens_in=tokens_in,
-        tokens_repeated=repeated,
-        tokens_dropped={
-            reason: count for reason, count in ((LONG_DOCUMENT, dropped_tokens), (DUPLICATE, left_out)) if count
-        },
-        rows=sum(part.rows for part in parts),
-        tokens=sum(part.tokens for part in parts),
-        target_tokens=sum(part.target_tokens for part in parts),
-        dropped=dict(sorted(dropped.items())),
-        dropped_turns=counts["dropped_turns"],
-        dropped_turn_tokens=counts["dropped_turn_tokens"],
-        trailing_human=counts["trailing_human"],
-        inputs=[
-            InputInfo(spec, len(group), own["records"], dict(sorted(lost.items())))
-            for spec, group, own, lost in zip(job.inputs, files, corpus.counts, corpus.dropped, strict=True)
-        ],
-        sub_datasets=_sub_datasets(corpus, allotment),
-        parts=parts,
-        validation=validation,
-        versions=_versions(),
-        chat_template=None if template is None else ChatFormat(template.name, template.jinja()),
-    )
-
-
-def _sub_datasets(corpus: Corpus, allotment: Allotment) -> list[SubDataset]:
-    documents = corpus.documents
-    aside = np.zeros(len(documents), dtype=bool)
-    if allotment.validation is not None:
-        aside[allotment.validation] = True
-    entries = []
-    for number, name in enumerate(allotment.names):
-        own = allotment.owners == number
-        whole, held = documents.take(np.flatnonzero(own)), documents.take(np.flatnonzero(own & aside))
-        first = whole.characters != NOT_FIRST
-        entries.append(
-            SubDataset(
-                name=name,
-                documents=whole.count(),
-                characters=int(whole.characters[first].sum(dtype=np.int64)),
-                bytes=int(whole.bytes[first].sum(dtype=np.int64)),
-                tokens=int(whole.lengths.sum(dtype=np.int64)),
-                validation_documents=held.count(),
-                validation_tokens=int(held.lengths.sum(dtype=np.int64)),
-                epochs=round(allotment.epochs[number], 6),
-            )
-        )
-    return entries
-
-
-def _versions() -> dict[str, str]:
-    names = ("colossal_llama", "tokenizers", "transformers", "datasets", "pyarrow", "numpy")
-    return {"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in names}
-
-
-def _reasons(dropped: dict[str, int]) -> str:
-    return ", ".join(f"{number} {reason}" for reason, number in sorted(dropped.items())) or "none"
-
-
-def summary(manifest: Manifest, seconds: float) -> str:
-    """The account that a preparation prints at its end."""
-    records = sum(entry.records for entry in manifest.inputs)
-    padding = 1 - manifest.tokens / max(manifest.rows * manifest.max_length, 1)
-    lines = [f"records read {records:,}, kept {manifest.documents:,}, dropped: {_reasons(manifest.dropped)}"]
-    if manifest.trailing_human:
-        lines.append(f"unanswered last messages cut: {manifest.trailing_human:,}")
-    if manifest.dropped_turns:
-        lines.append(
-            f"turns longer than a row dropped: {manifest.dropped_turns:,} "
-            f"({manifest.dropped_turn_tokens:,} tokens); a larger --max_length keeps them"
-        )
-    account = [f"tokens produced {manifest.tokens_in:,}"]
-    if manifest.tokens_repeated:
-        account.append(f"repeated {manifest.tokens_repeated:,}")
-    account += [f"dropped ({reason}) {count:,}" for reason, count in manifest.tokens_dropped.items()]
-    if manifest.validation is not None:
-        account.append(f"in validation {manifest.validation.tokens:,}")
-    account += [f"in rows {manifest.tokens:,}", f"with loss {manifest.target_tokens:,}"]
-    lines.append(", ".join(account))
-    for entry in manifest.sub_datasets:
-        if entry.epochs != 1:
-            lines.append(f"sub-dataset {entry.name}: {entry.tokens:,} tokens, {entry.epochs:g} epochs")
-    lines.append(
-        f"rows {manifest.rows:,} of at most {manifest.max_length:,} tokens in {manifest.bins} parts, "
-        f"padding {padding:.2%}"
-    )
-    lines.append(f"{seconds:.1f} s, {manifest.tokens_in / max(seconds, 1e-9):,.0f} tokens/s")
-    return "\n".join(lines)

@@ -138,15 +138,34 @@ class DocumentTokenizer:
         pair_texts = [sample.source + sample.target for sample in paired]
         pair_codes = self._encoder.encode(pair_texts, at_start=True, offsets=True)
         plain_iterator, pair_iterator = iter(plain_codes), iter(pair_codes)
-        return [self._build(sample, next(pair_iterator if sample.source else plain_iterator)) for sample in samples]
+        # One conversion to an array for all: one for each document costs more than the tokens of a short one.
+        ids: list[int] = []
+        ends: list[int] = []
+        unlearned: list[tuple[int, int]] = []
+        for sample in samples:
+            start = len(ids)
+            code = next(pair_iterator if sample.source else plain_iterator)
+            ids += self._prefix
+            ids += code.ids
+            ids.append(self._encoder.eos_id)
+            ends.append(len(ids))
+            if sample.source:
+                first_learned = bisect_right(code.offsets, len(sample.source), key=lambda offset: offset[1])
+                unlearned.append((start, start + len(self._prefix) + first_learned))
+        return _views(samples, np.fromiter(ids, dtype=np.int32, count=len(ids)), ends, unlearned)
 
-    def _build(self, sample: Sample, code: "Encoding") -> TokenizedSample:
-        input_ids = np.array([*self._prefix, *code.ids, self._encoder.eos_id], dtype=np.int32)
-        labels = input_ids.copy()
-        if sample.source:
-            first_learned = bisect_right(code.offsets, len(sample.source), key=lambda offset: offset[1])
-            labels[: len(self._prefix) + first_learned] = IGNORE_INDEX
-        return TokenizedSample(input_ids, labels, sample.category)
+
+def _views(
+    samples: Sequence[Sample], input_ids: np.ndarray, ends: Sequence[int], unlearned: Iterable[tuple[int, int]]
+) -> list[TokenizedSample]:
+    """Documents that lie one behind the other in ``input_ids``, as views."""
+    labels = input_ids.copy()
+    for start, end in unlearned:
+        labels[start:end] = IGNORE_INDEX
+    return [
+        TokenizedSample(input_ids[start:end], labels[start:end], sample.category)
+        for sample, start, end in zip(samples, [0, *ends], ends, strict=False)
+    ]
 
 
 @dataclass(slots=True)

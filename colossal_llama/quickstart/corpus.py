@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CHINESE_CYCLE, ENGLISH_CYCLE = 20, 10
-"""Of every so many documents, in order, the middle one is held out and the last one is for validation."""
+"""Of every so many documents, in order, one is held out, and the middle and the last one are for validation."""
 
 CONTINUE_PROMPT = "请接着往下写：\n"
 EXPLAIN_PROMPT = "Go on with this explanation:\n"
@@ -61,9 +61,10 @@ def build_corpus(
 
 def _set_apart(documents: Sequence[str], cycle: int, split: str) -> tuple[list[str], list[str]]:
     """The documents to learn from and those of ``split``; the other split's documents are in neither."""
-    offsets = {"held_out": cycle // 2 - 1, "validation": cycle - 1}
-    train = [text for number, text in enumerate(documents) if number % cycle not in offsets.values()]
-    return train, list(documents[offsets[split] :: cycle])
+    places = {"held_out": {cycle // 4}, "validation": {cycle // 2 - 1, cycle - 1}}
+    apart = places["held_out"] | places["validation"]
+    train = [text for number, text in enumerate(documents) if number % cycle not in apart]
+    return train, [text for number, text in enumerate(documents) if number % cycle in places[split]]
 
 
 def all_passages(documents: Iterable[str], characters: int) -> list[str]:

@@ -69,8 +69,8 @@ FULL = QuickstartPlan(
     measured_characters=(3000, 4000),
     stages=(
         StagePlan("stage1", "1 embedding alignment", 8_000, 0, 2e-3, embeddings_only=True),
-        StagePlan("stage2", "2 knowledge injection", 30_000, 6_000, 6e-4),
-        StagePlan("stage3", "3 knowledge replay", 6_000, 7_000, 2e-4),
+        StagePlan("stage2", "2 knowledge injection", 28_000, 14_000, 6e-4),
+        StagePlan("stage3", "3 knowledge replay", 6_000, 24_000, 2e-4),
         StagePlan("sft", "4 SFT with NEFTune", 2_500, 2_500, 5e-5, conversations=True),
     ),
 )

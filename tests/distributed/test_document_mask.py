@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from colossal_llama.data.manifest import PRETRAIN, SFT, Manifest, PartInfo, write_manifest
+from colossal_llama.data.manifest import PRETRAIN, SFT, PartInfo, write_manifest
 from colossal_llama.tokenizer.fingerprint import tokenizer_fingerprint
 from colossal_llama.tokenizer.loading import load_tokenizer
 from tests.distributed.cases import CASES, SHARD, SP
 from tests.distributed.packed import Packed, save_attentive_model, save_packed, write_part
 from tests.distributed.test_plugins import BF16_LOSS_TOLERANCE, flags, load_weights
 from tests.distributed.test_upstream_faults import share_of_signs
+from tests.helpers.corpus import make_manifest
 from tests.helpers.launching import read_grad_norms, read_losses, run_training, train
 from tests.helpers.reference import Reference, train_reference
 
@@ -140,15 +141,10 @@ def run_on(folder, setup, part, *more):
 
 def write_manifest_beside(part, kind, model):
     """A manifest as preparation with the model's tokenizer would leave it."""
-    counts = dict.fromkeys(
-        ("max_length", "bins", "seed", "documents", "characters", "rows", "tokens", "target_tokens", "dropped_turns",
-         "dropped_turn_tokens", "trailing_human"), 1,
-    )  # fmt: skip
     fingerprint = tokenizer_fingerprint(load_tokenizer(str(model), "--pretrained"))
-    manifest = Manifest(
-        kind=kind, tokenizer_fingerprint=fingerprint, vocab_size=512, dropped={}, sub_datasets=[],
-        parts=[PartInfo(part.name, 4, 4, 4, 4)], **counts,
-    )  # fmt: skip
+    info = PartInfo(part.name, rows=4, pieces=4, tokens=4, target_tokens=4, documents=4, cut_documents=0,
+                    dropped_tokens=0, sub_datasets={})  # fmt: skip
+    manifest = make_manifest([info], 1, fingerprint, 512, kind)
     write_manifest(manifest, part.parent)
 
 

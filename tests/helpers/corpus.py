@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from colossal_llama.data.allotment import Corpus, load_corpus
-from colossal_llama.data.manifest import PartInfo
+from colossal_llama.data.manifest import PRETRAIN, InputInfo, Manifest, PartInfo, SubDataset
 from colossal_llama.data.parts import PartTask, part_name, write_bin, write_part
 from colossal_llama.data.shards import ShardBuilder, write_shard
 from colossal_llama.data.tokenization import TokenizedSample
@@ -70,3 +70,37 @@ def write_parts(
         write_bin(Path(task.bin_file), corpus, corpus.documents.inputs, numbers)
         infos.append(write_part(task))
     return infos
+
+
+def make_manifest(
+    parts: list[PartInfo], max_length: int, fingerprint: str = "f" * 64, vocab_size: int = 1000, kind: str = PRETRAIN
+) -> Manifest:
+    """A manifest that describes these parts."""
+    tokens = sum(part.tokens for part in parts)
+    return Manifest(
+        kind=kind,
+        tokenizer_fingerprint=fingerprint,
+        vocab_size=vocab_size,
+        max_length=max_length,
+        bins=len(parts),
+        seed=0,
+        settings={"packing": "best_fit"},
+        documents=40,
+        characters=1,
+        bytes=1,
+        tokens_in=tokens,
+        tokens_repeated=0,
+        tokens_dropped={},
+        rows=sum(part.rows for part in parts),
+        tokens=tokens,
+        target_tokens=sum(part.target_tokens for part in parts),
+        dropped={},
+        dropped_turns=0,
+        dropped_turn_tokens=0,
+        trailing_human=0,
+        inputs=[InputInfo("texts", 1, 40, {"空": 1})],
+        sub_datasets=[SubDataset("texts", 40, 1, 1, tokens, 3, 4, 1.0)],
+        parts=parts,
+        validation=None,
+        versions={"python": "3.11"},
+    )

@@ -2,36 +2,72 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-WORKER = ROOT / "tests" / "helpers" / "train_worker.py"
 TIMEOUT_SECONDS = 300
+
+
+class ForkServer:
+    """The process that tests/helpers/fork_server.py describes; started when first used."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(self, request: dict[str, Any]) -> int:
+        """Run one training; returns its exit code."""
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tests.helpers.fork_server"],
+                cwd=ROOT,
+                env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+            )
+            atexit.register(self._process.kill)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        assert answer, "the fork server died"
+        return json.loads(answer)["returncode"]
+
+
+FORK_SERVER = ForkServer()
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 
 
 def run_training(
     arguments: list[str], processes: int = 2, environment: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run train.py's main on ``processes`` gloo processes through torchrun on a free port.
+    """Run train.py's main on ``processes`` fresh gloo processes, with nothing but what the arguments ask for.
 
-    The worker adds nothing but what ``environment`` asks for; see tests/helpers/train_worker.py.
+    ``environment`` switches hooks on; see tests/helpers/train_worker.py.
     """
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes), str(WORKER),
-    ]  # fmt: skip
-    return subprocess.run(
-        [*command, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | (environment or {}),
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = {name: str(Path(folder) / name) for name in ("stdout", "stderr")}
+        request = {
+            "arguments": arguments,
+            "processes": processes,
+            "environment": environment or {},
+            "timeout": TIMEOUT_SECONDS,
+        }
+        returncode = FORK_SERVER.run(request | outputs)
+        printed = {
+            name: Path(path).read_text(encoding="utf-8", errors="replace") if Path(path).exists() else ""
+            for name, path in outputs.items()
+        }
+    return subprocess.CompletedProcess(arguments, returncode, printed["stdout"], printed["stderr"])
 
 
 def train(folder: Path, arguments: list[str], processes: int = 2, environment: dict[str, str] | None = None) -> Path:

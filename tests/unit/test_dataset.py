@@ -10,48 +10,18 @@ import numpy as np
 import pytest
 
 from colossal_llama.data.dataset import PackedDataset
-from colossal_llama.data.manifest import InputInfo, Manifest, PartInfo, Share, SubDataset, read_manifest, write_manifest
+from colossal_llama.data.manifest import PartInfo, Share, read_manifest, write_manifest
 from colossal_llama.errors import UserError
-from tests.helpers.corpus import random_samples, write_corpus, write_parts
+from tests.helpers.corpus import make_manifest, random_samples, write_corpus, write_parts
 
 BINS = 4
 MAX_LENGTH = 32
 
 
-def make_manifest(parts: list[PartInfo]) -> Manifest:
-    return Manifest(
-        kind="pretrain",
-        tokenizer_fingerprint="f" * 64,
-        vocab_size=1000,
-        max_length=MAX_LENGTH,
-        bins=len(parts),
-        seed=0,
-        settings={"packing": "best_fit"},
-        documents=40,
-        characters=1,
-        bytes=1,
-        tokens_in=sum(part.tokens for part in parts),
-        tokens_repeated=0,
-        tokens_dropped={},
-        rows=sum(part.rows for part in parts),
-        tokens=sum(part.tokens for part in parts),
-        target_tokens=sum(part.target_tokens for part in parts),
-        dropped={},
-        dropped_turns=0,
-        dropped_turn_tokens=0,
-        trailing_human=0,
-        inputs=[InputInfo("texts", 1, 40, {"空": 1})],
-        sub_datasets=[SubDataset("texts", 40, 1, 1, 2, 3, 4, 1.0)],
-        parts=parts,
-        validation=None,
-        versions={"python": "3.11"},
-    )
-
-
 def write_dataset(folder: Path, documents: int) -> Path:
     corpus = write_corpus(folder / "shards", random_samples(documents, longest=40))
     parts = write_parts(folder, corpus, np.array_split(np.arange(documents), BINS), MAX_LENGTH, with_jsonl=False)
-    write_manifest(make_manifest(parts), folder / "arrow")
+    write_manifest(make_manifest(parts, MAX_LENGTH), folder / "arrow")
     return folder / "arrow"
 
 
@@ -198,7 +168,7 @@ def test_damaged_folders(arrow: Path) -> None:
 
 def test_manifest_round_trip(tmp_path: Path) -> None:
     part = PartInfo("part-00000", 1, 2, 3, 4, 5, 6, 7, {"texts": Share(8, 9)})
-    manifest = dataclasses.replace(make_manifest([part]), dropped={"空": 1}, validation=part)
+    manifest = dataclasses.replace(make_manifest([part], MAX_LENGTH), dropped={"空": 1}, validation=part)
     write_manifest(manifest, tmp_path)
     assert read_manifest(tmp_path, "--dataset") == manifest
     assert read_manifest(tmp_path / "elsewhere", "--dataset") is None
