@@ -102,7 +102,7 @@ def load_corpus(folder: Path, shards: int, inputs: int) -> Corpus:
     counts: list[Counter[str]] = [Counter() for _ in range(inputs)]
     dropped: list[Counter[str]] = [Counter() for _ in range(inputs)]
     rejects: list[Reject] = []
-    tables: list[Documents] = []
+    tables: list[Documents] = [_no_documents()]
     runs: list[np.ndarray] = [np.zeros((0, 2), np.int32)]
     run_total = 0
     for number in range(shards):
@@ -133,6 +133,11 @@ def load_corpus(folder: Path, shards: int, inputs: int) -> Corpus:
         **{entry.name: np.concatenate([getattr(one, entry.name) for one in tables]) for entry in fields(Documents)}
     )
     return Corpus(documents, np.concatenate(runs), list(categories), counts, dropped, rejects)
+
+
+def _no_documents() -> Documents:
+    numbers, places = np.zeros(0, np.int32), np.zeros(0, np.int64)
+    return Documents(numbers, places, numbers, numbers, numbers, numbers, numbers, places, numbers)
 
 
 def _firsts(counts: np.ndarray) -> np.ndarray:

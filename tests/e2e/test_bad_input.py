@@ -135,7 +135,7 @@ CASES: dict[str, Case] = {
     ),
     "data: no bins": (lambda p: pretrain(p, num_spliced_dataset_bins="0"), "--num_spliced_dataset_bins"),
     "sft: messages of a wrong type": (lambda p: sft(p, data_input_dirs=p.wrong_messages), "{wrong_messages}/a.jsonl:1"),
-    "sft: pretraining records": (lambda p: sft(p), "{texts}/a.jsonl:1"),
+    "sft: pretraining records": (lambda p: sft(p), "{texts}/a.jsonl: holds pretraining texts"),
     "train: missing model": (lambda p: train(p, pretrained=p.nowhere), "--pretrained {nowhere}"),
     "train: folder without a model": (lambda p: train(p, pretrained=p.empty_folder), "--pretrained {empty_folder}"),
     "train: missing data": (lambda p: train(p, dataset=p.nowhere), "--dataset {nowhere}"),

@@ -141,6 +141,7 @@ def test_sft_from_conversations_to_parts(
 BAD = {
     "broken line": b'{"target": "x"}\n{"target": \n',
     "nothing": b"\n\n",
+    "empty": b"",
     "nothing to learn": b'{"target": ""}\n',
     "conversation": b'{"messages": []}\n',
 }
