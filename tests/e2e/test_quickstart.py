@@ -105,7 +105,7 @@ def test_chinese_gets_better_by_a_fifth(runs: tuple[Path, list[str]]) -> None:
 def test_report_and_figure_are_written(runs: tuple[Path, list[str]]) -> None:
     workspace, _ = runs
     report = (workspace / "report.md").read_text(encoding="utf-8")
-    for heading in ("| held-out text | figure | before | after | change |", "| step | seconds | tokens | tokens/s |"):
+    for heading in ("| text (held_out) | figure | before | after | change |", "| step | seconds | tokens | tokens/s |"):
         assert heading in report
     for stage in ("1 embedding alignment", "2 knowledge injection", "3 knowledge replay", "4 SFT with NEFTune"):
         assert report.count(stage) >= 2
