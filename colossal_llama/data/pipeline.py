@@ -54,6 +54,9 @@ from colossal_llama.errors import UserError
 SHARD_BYTES = 8 << 20
 """Input per shard: what a kill loses at most per worker, and what a worker holds in memory."""
 
+PARALLEL_PART_TOKENS = 5_000_000
+"""Tokens per process that writes parts: for fewer, starting it costs more than it saves."""
+
 VALIDATION = "validation"
 """Folder of the validation part, beside the parts."""
 
@@ -110,7 +113,9 @@ def _prepare_in(place: Workplace, job: PrepareJob, setup: TokenizeSetup, files: 
     )
     allotment = _allot(job.settings, corpus, owners, names, ~repeated)
     tasks = _plan_parts(place, job.settings, corpus, allotment)
-    engine = choose_engine(job.engine, min(job.num_workers, len(tasks)), job.ray_address)
+    tokens = int(corpus.documents.lengths.sum(dtype=np.int64))
+    workers = min(job.num_workers, len(tasks), tokens // PARALLEL_PART_TOKENS + 1)
+    engine = choose_engine(job.engine, workers, job.ray_address)
     infos = list(_progress(engine.map(_write_one_part, None, tasks), total=len(tasks), unit="part", label="pack"))
     validation = infos.pop() if allotment.validation is not None else None
     duplicate_tokens = int(corpus.documents.lengths[repeated].sum(dtype=np.int64))
@@ -200,8 +205,8 @@ def _tokenize_all(
                 for piece in plan_slices(file):
                     yield number, formats[file.path], piece
 
-    engine = choose_engine(job.engine, job.num_workers, job.ray_address)
     size = sum(file.size for group in files for file in group)
+    engine = choose_engine(job.engine, min(job.num_workers, -(-size // SHARD_BYTES) or 1), job.ray_address)
     tasks = group_slices(slices(), scratch, SHARD_BYTES)
     shards = 0
     for _ in _progress(engine.map(make_shard, setup, tasks), size, "B", "tokenize", amount=lambda read: read):

@@ -104,6 +104,7 @@ def test_result_depends_on_the_seed_but_not_on_the_workers(
     # Many slices and shards, so that two processes really share the work.
     monkeypatch.setattr("colossal_llama.data.readers.plan_slices.__defaults__", (4096,))
     monkeypatch.setattr("colossal_llama.data.pipeline.SHARD_BYTES", 8192)
+    monkeypatch.setattr("colossal_llama.data.pipeline.PARALLEL_PART_TOKENS", 100)
     results = {}
     for name, more in {"one": ["--num_workers", "1"], "two": ["--num_workers", "2"], "seed": ["--seed", "7"]}.items():
         assert pretrain_main(arguments(texts, tokenizer_dir, tmp_path / name, *more)) == 0

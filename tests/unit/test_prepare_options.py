@@ -186,7 +186,7 @@ def spawn(arguments: list[str]) -> subprocess.Popen:
     program = (
         "import sys, colossal_llama.data.readers as r, colossal_llama.data.pipeline as p\n"
         "r.plan_slices.__defaults__ = (20_000,)\n"
-        "p.SHARD_BYTES = 40_000\n"
+        "p.SHARD_BYTES, p.PARALLEL_PART_TOKENS = 40_000, 100\n"
         "from colossal_llama.commands.prepare_pretrain_dataset import main\n"
         "sys.exit(main(sys.argv[1:]))\n"
     )
