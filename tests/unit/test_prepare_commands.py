@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,24 +13,9 @@ from colossal_llama.commands.prepare_pretrain_dataset import main as pretrain_ma
 from colossal_llama.commands.prepare_sft_dataset import main as sft_main
 from colossal_llama.data.dataset import PackedDataset
 from tests.helpers.assets import sanguo_text
-from tests.helpers.tiny import save_tiny_tokenizer
+from tests.helpers.corpus import write_jsonl
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny byte-level tokenizer, which loads fast."""
-    folder = tmp_path_factory.mktemp("tiny") / "tokenizer"
-    folder.mkdir()
-    save_tiny_tokenizer(folder)
-    return folder
-
-
-def write_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lines = (json.dumps(record, ensure_ascii=False) for record in records)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +16,9 @@ from colossal_llama.commands.prepare_pretrain_dataset import main as pretrain_ma
 from colossal_llama.commands.prepare_sft_dataset import main as sft_main
 from colossal_llama.data.dataset import PackedDataset
 from tests.helpers.assets import sanguo_text
-from tests.helpers.tiny import save_tiny_tokenizer
+from tests.helpers.corpus import write_jsonl
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "tokenizer"
-    folder.mkdir()
-    save_tiny_tokenizer(folder)
-    return folder
-
-
-def write_jsonl(path: Path, records: Sequence[dict[str, Any]]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), encoding="utf-8")
-    return path
 
 
 def texts(count: int, seed: int = 0) -> list[dict[str, Any]]:

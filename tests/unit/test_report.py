@@ -5,7 +5,6 @@ import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -17,7 +16,8 @@ from colossal_llama.data.inspection import open_prepared
 from colossal_llama.data.report import part_statistics, write_report
 from colossal_llama.errors import UserError
 from tests.helpers.assets import sanguo_text
-from tests.helpers.tiny import save_rows, save_tiny_tokenizer
+from tests.helpers.corpus import write_jsonl
+from tests.helpers.tiny import save_rows
 
 MAX_LENGTH = 200
 VOID = {"meta"}
@@ -83,14 +83,6 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("report") / "tokenizer"
-    folder.mkdir()
-    save_tiny_tokenizer(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def tokenizer(tokenizer_dir: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(str(tokenizer_dir))
 
@@ -98,11 +90,6 @@ def tokenizer(tokenizer_dir: Path) -> PreTrainedTokenizerBase:
 def flags(inputs: str, tokenizer_dir: Path, out: Path) -> list[str]:
     base = ["--data_input_dirs", inputs, "--tokenizer_dir", str(tokenizer_dir), "--num_workers", "1"]
     return [*base, "--data_arrow_output_dir", str(out), "--max_length", str(MAX_LENGTH)]
-
-
-def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +105,7 @@ def arrow(tmp_path_factory: pytest.TempPathFactory, tokenizer_dir: Path) -> Path
             }
             for n in range(60)
         ]
-        write_lines(root / name / "a.jsonl", [*records, {"target": " "}])
+        write_jsonl(root / name / "a.jsonl", [*records, {"target": " "}])
     assert prepare([*flags(f"{root / 'one'},{root / 'two'}", tokenizer_dir, root / "arrow")]) == 0
     return root / "arrow"
 
@@ -255,7 +242,7 @@ def test_manifests_with_more_and_with_less(arrow: Path, tokenizer: PreTrainedTok
 def test_conversations(tokenizer: PreTrainedTokenizerBase, tokenizer_dir: Path, tmp_path: Path) -> None:
     chat = [{"from": "human", "content": "你好"}, {"from": "assistant", "content": "您好，有什么事？"}]
     long = [{"from": "human", "content": "长" * 200}, {"from": "assistant", "content": "x"}]
-    write_lines(tmp_path / "in/a.jsonl", [{"messages": chat}, {"messages": [*long, *chat]}])
+    write_jsonl(tmp_path / "in/a.jsonl", [{"messages": chat}, {"messages": [*long, *chat]}])
     assert prepare_sft([*flags(str(tmp_path / "in"), tokenizer_dir, tmp_path / "arrow"), "--llama_version", "2"]) == 0
     write_report(tmp_path / "arrow", tokenizer, tmp_path / "report.html")
     page = Page(tmp_path / "report.html")
