@@ -21,7 +21,7 @@ from colossal_llama.schedule import TrainSchedule
 
 
 def tokens_per_second(rows: PackedDataset, max_length: int, batch: int, tokens: int, document_mask: bool) -> float:
-    """Tokens of batches (with the little padding of packed rows) a second, over at least ``tokens`` of them or one epoch."""
+    """Tokens of batches (padding of packed rows included) a second, over ``tokens`` of them or one epoch."""
     collate = PackedCollator(0, max_length, "max_length", document_mask=document_mask)
     schedule = TrainSchedule(len(rows), 1, batch, 1, num_epochs=1)
     loader = StepLoader(rows, BucketSampler(rows.bucket_sizes, 0), collate, schedule, 0)
