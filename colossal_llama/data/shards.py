@@ -249,9 +249,9 @@ class ShardMaker:
             found = self._evaluation.hit(text)
             if found is not None:
                 reason, detail = CONTAMINATED, f"{CONTAMINATED}: {found}"
-        return (
-            None if reason is None else Reject(record.where, reason, f"{record.where}: {detail}", text[:RAW_CHARACTERS])
-        )
+        if reason is None:
+            return None
+        return Reject(record.where, reason, f"{record.where}: {detail}", text[:RAW_CHARACTERS])
 
     def _add_texts(self, builder: ShardBuilder, number: int, texts: list[tuple[Record, Sample]]) -> None:
         for (record, sample), tokenized in zip(
@@ -281,18 +281,18 @@ class ShardMaker:
             sizes = [(len(text), _utf8_bytes(text))] + [(NOT_FIRST, NOT_FIRST)] * (len(tokenized.pieces) - 1)
             for sample, (characters, size) in zip(tokenized.pieces, sizes, strict=True):
                 builder.add(number, sample, characters, size)
-                self._mark(builder, record, conversation)
+            self._mark(builder, record, conversation, len(tokenized.pieces))
 
-    def _mark(self, builder: ShardBuilder, record: Record, parsed: Sample | Conversation) -> None:
-        """Note what duplicates are told by."""
+    def _mark(self, builder: ShardBuilder, record: Record, parsed: Sample | Conversation, pieces: int = 1) -> None:
+        """Note what duplicates are told by, the same for each piece."""
         if not self._setup.screening.exact and self._signer is None:
             return
         text = text_of(parsed)
-        builder.places.append(record.where)
+        builder.places += [record.where] * pieces
         if self._setup.screening.exact:
-            builder.keys.append(exact_key(text))
+            builder.keys += [exact_key(text)] * pieces
         if self._signer is not None:
-            builder.signatures.append(self._signer.signature(text))
+            builder.signatures += [self._signer.signature(text)] * pieces
 
 
 def text_of(parsed: Sample | Conversation) -> str:
