@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from colossal_llama.data.readers import Record
 from colossal_llama.errors import RecordError, UserError
@@ -30,6 +30,8 @@ NOT_PRETRAINING = "not a pretraining record"
 NOT_A_CONVERSATION = "not a conversation"
 UNKNOWN_TYPE = "unknown type"
 NO_TURN_MARKERS = "turns not marked"
+
+T = TypeVar("T")
 
 HUMAN = "human"
 ASSISTANT = "assistant"
@@ -202,13 +204,18 @@ def _has(*names: str) -> Callable[[dict[str, Any]], bool]:
     return lambda value: all(name in value for name in names)
 
 
-def _string(record: Record, name: str) -> str:
+def _field(record: Record, name: str, kind: type[T], expected: str, allowed: str) -> T:
+    """A field that must be there; ``expected`` and ``allowed`` say what it should be, for either message."""
     if name not in record.value:
-        raise RecordError(MISSING_FIELD, f"{record.where}: the field '{name}' is missing; expected a string")
+        raise RecordError(MISSING_FIELD, f"{record.where}: the field '{name}' is missing; expected {expected}")
     value = record.value[name]
-    if not isinstance(value, str):
-        raise RecordError(WRONG_TYPE, f"{record.where}: '{name}' must be a string, found {json_type(value)}")
+    if not isinstance(value, kind):
+        raise RecordError(WRONG_TYPE, f"{record.where}: '{name}' must be {allowed}, found {json_type(value)}")
     return value
+
+
+def _string(record: Record, name: str) -> str:
+    return _field(record, name, str, "a string", "a string")
 
 
 def _optional_string(record: Record, name: str) -> str:
@@ -216,12 +223,7 @@ def _optional_string(record: Record, name: str) -> str:
 
 
 def _list(record: Record, name: str, of: str) -> list[Any]:
-    if name not in record.value:
-        raise RecordError(MISSING_FIELD, f"{record.where}: the field '{name}' is missing; expected a list of {of}")
-    value = record.value[name]
-    if not isinstance(value, list):
-        raise RecordError(WRONG_TYPE, f"{record.where}: '{name}' must be an array of {of}, found {json_type(value)}")
-    return value
+    return _field(record, name, list, f"a list of {of}", f"an array of {of}")
 
 
 def _as_text(value: Any) -> str:
