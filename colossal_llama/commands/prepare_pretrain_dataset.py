@@ -67,6 +67,7 @@ def build_job(config: PretrainPrepareConfig) -> "PrepareJob":
         cache_dir=config.cache_dir(),
         num_workers=config.worker_count(),
         overwrite=config.overwrite,
+        encoder=config.encoder,
         engine=config.engine,
         ray_address=config.ray_address,
     )

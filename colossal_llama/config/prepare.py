@@ -70,6 +70,11 @@ class PretrainPrepareConfig:
     )
     seed: int = flag(42, help="seed of the shuffles; the result does not depend on num_workers")
     num_workers: int | None = flag(None, help="processes that tokenise; the number of cores if not given")
+    encoder: str = flag(
+        "auto",
+        help="library that tokenises texts: auto takes sentencepiece, which is faster, where it gives the same ids",
+        choices=("auto", "tokenizers"),
+    )
     engine: str = flag("local", help="where the work runs: this machine, or a Ray cluster", choices=("local", "ray"))
     ray_address: str | None = flag(None, help="address of a running Ray cluster; a local one is started if not given")
     overwrite: bool = flag(False, help="replace an older prepared dataset in the output folders")

@@ -57,6 +57,7 @@ class PrepareJob:
         jsonl_dir: receives the same rows as jsonl; None for none.
         cache_dir: where scratch files go while the job runs.
         num_workers: processes or Ray tasks at a time.
+        encoder: ``auto`` or ``tokenizers``; the ids are the same.
         engine: ``local`` or ``ray``.
         ray_address: of a running cluster, or None.
         overwrite: replace an older prepared dataset.
@@ -71,5 +72,6 @@ class PrepareJob:
     cache_dir: Path
     num_workers: int
     overwrite: bool
+    encoder: str = "auto"
     engine: str = "local"
     ray_address: str | None = None

@@ -82,13 +82,14 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
     check_evaluation_files(job.settings.screening)
     control = job.template.control_tokens if job.template else []
     setup = TokenizeSetup(
-        spec=encoder_spec(job.tokenizer, "--tokenizer_dir", control),
+        spec=encoder_spec(job.tokenizer, "--tokenizer_dir", control, job.encoder),
         template=job.template,
         max_length=job.settings.max_length,
         options=FormatOptions(job.settings.text_field),
         skip_bad_records=job.settings.on_bad_record == "skip",
         screening=job.settings.screening,
     )
+    print(f"tokenising with {'sentencepiece' if setup.spec.sentencepiece else 'tokenizers'}", flush=True)
     try:
         with open_workplace(job, setup, files, SHARD_BYTES) as place:
             manifest = _prepare_in(place, job, setup, files)

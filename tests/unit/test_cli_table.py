@@ -49,6 +49,7 @@ PREPARE: dict[str, tuple[Any, ...]] = {
     "--validation_fraction": (0.0,),
     "--seed": (42,),
     "--num_workers": (None,),
+    "--encoder": ("auto",),
     "--engine": ("local",),
     "--ray_address": (None,),
     "--overwrite": (False,),
@@ -161,6 +162,7 @@ CHOICES = {
     "--deduplicate": {"none", "exact", "near"},
     "--quality": {"none", "gopher"},
     "--sub_dataset_by": {"input", "category"},
+    "--encoder": {"auto", "tokenizers"},
     "--engine": {"local", "ray"},
     "--measure_on": {"held_out", "validation"},
 }
