@@ -41,6 +41,7 @@ class QuickstartPlan:
         conversation_characters: longest text of one conversation, Chinese and English; with the chat template around
             it, it must fit into a row.
         measured_characters: characters to measure on, Chinese and English.
+        save_interval: optimizer steps between checkpoints, which is what a kill loses at most.
         stages: in order.
         base_stage: trains the base model first, where there is none to start from.
     """
@@ -51,6 +52,7 @@ class QuickstartPlan:
     passage_characters: tuple[int, int]
     conversation_characters: tuple[int, int]
     measured_characters: tuple[int, int]
+    save_interval: int
     stages: tuple[StagePlan, ...]
     base_stage: StagePlan | None = None
 
@@ -67,6 +69,7 @@ FULL = QuickstartPlan(
     passage_characters=(150, 500),
     conversation_characters=(100, 500),
     measured_characters=(3000, 4000),
+    save_interval=80,
     stages=(
         StagePlan("stage1", "1 embedding alignment", 8_000, 0, 2e-3, embeddings_only=True),
         StagePlan("stage2", "2 knowledge injection", 28_000, 14_000, 6e-4),
@@ -82,11 +85,12 @@ TINY = QuickstartPlan(
     passage_characters=(70, 200),
     conversation_characters=(70, 200),
     measured_characters=(6000, 9000),
+    save_interval=20,
     stages=(
-        StagePlan("stage1", "1 embedding alignment", 40_000, 0, 4e-3, embeddings_only=True),
-        StagePlan("stage2", "2 knowledge injection", 120_000, 0, 1e-3),
-        StagePlan("stage3", "3 knowledge replay", 40_000, 80_000, 1e-3, pairs=True),
-        StagePlan("sft", "4 SFT with NEFTune", 10_000, 10_000, 1e-4, conversations=True),
+        StagePlan("stage1", "1 embedding alignment", 30_000, 0, 4e-3, embeddings_only=True),
+        StagePlan("stage2", "2 knowledge injection", 60_000, 0, 1e-3),
+        StagePlan("stage3", "3 knowledge replay", 30_000, 50_000, 1e-3, pairs=True),
+        StagePlan("sft", "4 SFT with NEFTune", 5_000, 5_000, 1e-4, conversations=True),
     ),
-    base_stage=StagePlan("base", "0 English base model", 0, 360_000, 2e-3),
+    base_stage=StagePlan("base", "0 English base model", 0, 240_000, 2e-3),
 )

@@ -29,9 +29,6 @@ HOST_ALLOCATOR = {
 gradients' memory to the kernel and faults it in again: 110,000 page faults a step of SmolLM2-135M, none with them,
 and the backward pass took 3.4 instead of 2.9 seconds. Other C libraries ignore them."""
 
-SAVE_INTERVAL = 80
-"""Optimizer steps between checkpoints: what a killed quickstart loses at most."""
-
 Result = dict[str, Any]
 Action = Callable[[], Result | None]
 
@@ -200,7 +197,7 @@ def train_stage(
         "--dataset", str(workspace.folder("data", stage.name, "arrow")),
         "--load_checkpoint", str(checkpoints[-1] if checkpoints else start),
         "--save_dir", str(run / "checkpoints"), "--tensorboard_dir", str(run / "logs"),
-        "--config_file", str(run / "config.json"), "--save_interval", str(SAVE_INTERVAL), "--skip_save_each_epoch",
+        "--config_file", str(run / "config.json"), "--save_interval", str(plan.save_interval), "--skip_save_each_epoch",
         "--max_length", str(plan.max_length), "--padding_mode", "longest", "--micro_batch_size", str(rows),
         "--lr", str(stage.lr), "--warmup_steps", "4", "--weight_decay", "0.01", *flags,
     ]  # fmt: skip
