@@ -8,6 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -49,7 +50,7 @@ from colossal_llama.data.shards import (
 )
 from colossal_llama.data.tokenization import encoder_spec
 from colossal_llama.data.workplace import Workplace, open_workplace
-from colossal_llama.errors import UserError
+from colossal_llama.errors import RecordError, UserError
 
 SHARD_BYTES = 8 << 20
 """Input per shard: what a kill loses at most per worker, and what a worker holds in memory."""
@@ -65,6 +66,10 @@ REJECTS_FILE = "rejects.jsonl"
 
 DETECT_RECORDS = 100
 """Records of a file by which its format is recognised."""
+
+DETECT_BYTES = 1 << 16
+"""How much of a file is read at a time for that. All files are looked at before work begins, so that one of an unknown
+format is refused at once and not after hours; that the shards read these records again costs less than that."""
 
 
 def prepare_dataset(job: PrepareJob) -> Manifest:
@@ -133,11 +138,10 @@ def _prepare_in(place: Workplace, job: PrepareJob, setup: TokenizeSetup, files: 
 def write_rejects(rejects: Sequence[Reject], path: Path) -> None:
     """List rejected records, one JSON object a line: where, reason, detail, raw. Without any, no file."""
     if rejects:
-        with path.open("w", encoding="utf-8") as file:
+        # The name of a file need not be UTF-8; what of it is not becomes an escape of JSON.
+        with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
             for reject in rejects:
-                # What UTF-8 cannot express (half a surrogate pair) is escaped.
-                line = json.dumps(asdict(reject), ensure_ascii=False)
-                file.write(line.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
+                file.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
 
 
 def check_evaluation_files(screening: Screening) -> None:
@@ -251,11 +255,19 @@ def _check_kind(name: str, where: str, setup: TokenizeSetup) -> None:
 
 
 def _first_records(file: InputFile, skip: bool) -> list[Record]:
-    def ignore(reject: Reject) -> None:
-        """It is counted when the file is read as a whole."""
+    """Some records to recognise a format by: good ones only, and without ``skip`` those before the first bad one."""
 
-    records = (record for piece in plan_slices(file) for record in read_slice(piece, ignore if skip else None))
-    return list(islice(records, DETECT_RECORDS))
+    def ignore(reject: Reject) -> None:
+        """It is reported when the file is read as a whole."""
+
+    slices = plan_slices(file, DETECT_BYTES)
+    every = (record for piece in slices for record in read_slice(piece, ignore if skip else None))
+    records: list[Record] = []
+    # The command will stop at the bad record, unless at one before it whose fields are wrong.
+    with suppress(RecordError):
+        for record in islice(every, DETECT_RECORDS):
+            records.append(record)
+    return records
 
 
 def _progress(
@@ -276,9 +288,12 @@ def _check_anything_left(job: PrepareJob, files: list[list[InputFile]], corpus: 
             raise UserError(f"--data_input_dirs {spec}: its {len(group)} file(s) hold no record")
     if not len(corpus.documents):
         reasons = sum(corpus.dropped, Counter())
+        hint = "check the input" + (" and --max_length" if reasons[ALL_TURNS_TOO_LONG] else "")
+        if corpus.rejects:
+            hint = f"the first one: {corpus.rejects[0].detail}"
         raise UserError(
-            f"--data_input_dirs: nothing to learn in any record (dropped: {describe_reasons(reasons)}); "
-            "check the input" + (" and --max_length" if reasons[ALL_TURNS_TOO_LONG] else "")
+            f"--data_input_dirs {','.join(job.inputs)}: nothing to learn in any record "
+            f"(dropped: {describe_reasons(reasons)}); {hint}"
         )
 
 
