@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from colossal_llama.atomic import publish_directory, refuse_existing
+from colossal_llama.atomic import refuse_existing
 from colossal_llama.constants import MANIFEST_FILE, PART_PREFIX
 from colossal_llama.data.account import build_manifest, describe_reasons, summary
 from colossal_llama.data.allotment import (
@@ -36,7 +36,7 @@ from colossal_llama.data.duplicates import require_datasketch
 from colossal_llama.data.engines import choose_engine
 from colossal_llama.data.formats import FORMATS, Conversation, FormatOptions, Sample, detect_format
 from colossal_llama.data.job import PrepareJob, PrepareSettings
-from colossal_llama.data.manifest import Manifest, PartInfo, write_manifest
+from colossal_llama.data.manifest import Manifest, PartInfo, read_manifest, write_manifest
 from colossal_llama.data.parts import PartTask, is_made, part_name, write_bin, write_part
 from colossal_llama.data.readers import FileSlice, InputFile, Record, Reject, list_input_files, plan_slices, read_slice
 from colossal_llama.data.report import REPORT_FILE, write_report
@@ -49,7 +49,7 @@ from colossal_llama.data.shards import (
     make_shard,
 )
 from colossal_llama.data.tokenization import encoder_spec
-from colossal_llama.data.workplace import Workplace, open_workplace
+from colossal_llama.data.workplace import Workplace, open_workplace, workplace_of
 from colossal_llama.errors import RecordError, UserError
 
 SHARD_BYTES = 8 << 20
@@ -83,7 +83,6 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
     """
     started = time.monotonic()
     files = [list_input_files(spec, "--data_input_dirs") for spec in job.inputs]
-    check_outputs(job)
     check_evaluation_files(job.settings.screening)
     control = job.template.control_tokens if job.template else []
     setup = TokenizeSetup(
@@ -94,10 +93,12 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
         skip_bad_records=job.settings.on_bad_record == "skip",
         screening=job.settings.screening,
     )
-    print(f"tokenising with {'sentencepiece' if setup.spec.sentencepiece else 'tokenizers'}", flush=True)
+    place = workplace_of(job, setup, files, SHARD_BYTES)
+    if not place.is_complete():
+        check_outputs(job)
     try:
-        with open_workplace(job, setup, files, SHARD_BYTES) as place:
-            manifest = _prepare_in(place, job, setup, files)
+        with open_workplace(place):
+            manifest = _finish(place) if place.is_complete() else _prepare_in(place, job, setup, files)
     except OSError as error:
         where = error.filename or job.arrow_dir
         raise UserError(
@@ -107,7 +108,16 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
     return manifest
 
 
+def _finish(place: Workplace) -> Manifest:
+    """Publish what an earlier run made and was killed over."""
+    print("an earlier run made everything; publishing what is left of it", flush=True)
+    manifest = read_manifest(place.publish(), "--data_arrow_output_dir")
+    assert manifest is not None, "a complete workplace has a manifest"
+    return manifest
+
+
 def _prepare_in(place: Workplace, job: PrepareJob, setup: TokenizeSetup, files: list[list[InputFile]]) -> Manifest:
+    print(f"tokenising with {'sentencepiece' if setup.spec.sentencepiece else 'tokenizers'}", flush=True)
     corpus, shards = _tokenize_all(job, setup, files, place.scratch)
     _check_anything_left(job, files, corpus)
     repeated = _drop_duplicates(job.settings.screening, corpus, place.scratch, shards)
@@ -129,9 +139,8 @@ def _prepare_in(place: Workplace, job: PrepareJob, setup: TokenizeSetup, files: 
     write_manifest(manifest, place.arrow)
     write_rejects(corpus.rejects, place.arrow / REJECTS_FILE)
     write_report(place.arrow, job.tokenizer, place.arrow / REPORT_FILE)
-    publish_directory(place.arrow, job.arrow_dir.resolve())
-    if place.jsonl is not None and job.jsonl_dir is not None:
-        publish_directory(place.jsonl, job.jsonl_dir.resolve())
+    place.complete()
+    place.publish()
     return manifest
 
 
