@@ -54,7 +54,7 @@ def cpu_seconds(who: int) -> float:
 def measure_raw(tokenizer_dir: str, inputs: str, method: str) -> Figures:
     """Tokens and seconds of the tokenizer's ``method`` on all texts; nothing if it would give other ids."""
     from colossal_llama.data.readers import read_records
-    from colossal_llama.data.tokenization import TextEncoder, encoder_spec
+    from colossal_llama.data.tokenization import encoder_spec
     from colossal_llama.tokenizer.loading import load_tokenizer
 
     spec = encoder_spec(load_tokenizer(tokenizer_dir, "--tokenizer_dir"), "--tokenizer_dir")
@@ -62,7 +62,7 @@ def measure_raw(tokenizer_dir: str, inputs: str, method: str) -> Figures:
         return {}
     values = (record.value for name in inputs.split(",") for record in read_records(name))
     texts = [(value.get("source") or "") + value["target"] for value in values]
-    encode = _encoder(TextEncoder(spec), method)
+    encode = _bare(spec, method)
     encode(texts[:10])
     tokens = 0
     wall, cpu = time.perf_counter(), cpu_seconds(resource.RUSAGE_SELF)
@@ -75,11 +75,19 @@ def measure_raw(tokenizer_dir: str, inputs: str, method: str) -> Figures:
     }
 
 
-def _encoder(encoder: Any, method: str) -> Callable[[list[str]], list[Any]]:
-    """A method of the library that ``encoder`` wraps, set up as the preparation sets it up."""
+def _bare(spec: Any, method: str) -> Callable[[list[str]], list[Any]]:
+    """A library's own method, on the tokenizer that the preparation uses."""
     if method == "sentencepiece":
-        return lambda texts: encoder._fast._processor.Encode(texts, num_threads=1)
-    return partial(getattr(encoder._head, method), add_special_tokens=False)
+        from sentencepiece import SentencePieceProcessor
+
+        processor = SentencePieceProcessor()
+        processor.LoadFromSerializedProto(spec.sentencepiece.content)
+        return partial(processor.Encode, num_threads=1)
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(spec.head_json)
+    tokenizer.encode_special_tokens = True
+    return partial(getattr(tokenizer, method), add_special_tokens=False)
 
 
 def run_measured(command: list[str]) -> Figures:
