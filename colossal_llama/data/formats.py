@@ -138,7 +138,9 @@ FORMATS: Registry[RecordFormat] = Registry("data format")
 
 
 def detect_format(records: Sequence[Record], where: str, options: FormatOptions = FormatOptions()) -> RecordFormat:
-    """The format of a file by its first records.
+    """The format of a file by its first records: the one that recognises all of them, or else more than half.
+
+    In the second case the other records lack fields, which the parser tells of each by itself.
 
     Args:
         records: some of them, at least one.
@@ -146,7 +148,7 @@ def detect_format(records: Sequence[Record], where: str, options: FormatOptions 
         options: a ``text_field`` decides for "text" at once.
 
     Raises:
-        UserError: no format recognises all of them; the message says what was found.
+        UserError: no format recognises more than half of them; the message says what was found.
     """
     if options.text_field is not None:
         return FORMATS.get("text")
@@ -155,8 +157,10 @@ def detect_format(records: Sequence[Record], where: str, options: FormatOptions 
     for one in formats:
         if records and all(fits[one.name]):
             return one
-    known = "; ".join(f"{one.name} {one.shape}" for one in formats)
     best = max(formats, key=lambda one: sum(fits[one.name]))
+    if 2 * sum(fits[best.name]) > len(records):
+        return best
+    known = "; ".join(f"{one.name} {one.shape}" for one in formats)
     number = next((number for number, fit in enumerate(fits[best.name]) if not fit), 0)
     found = f"{sum(fits[best.name])} of the first {len(records)} records are of the format {best.name}, "
     if not any(fits[best.name]):

@@ -155,7 +155,8 @@ class Manifest:
 def write_manifest(manifest: Manifest, folder: Path) -> None:
     """Write ``manifest.json`` into ``folder``."""
     text = json.dumps(dataclasses.asdict(manifest), indent=2, ensure_ascii=False)
-    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8")
+    # The name of an input need not be UTF-8; what of it is not becomes an escape of JSON.
+    (folder / MANIFEST_FILE).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def read_manifest(folder: Path, flag: str) -> Manifest | None:

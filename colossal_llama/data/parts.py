@@ -108,7 +108,7 @@ def write_part(task: PartTask) -> PartInfo:
         return part_info_from(json.loads(done.read_text(encoding="utf-8")))
     info = _make_part(task)
     scratch = done.with_suffix(f".tmp-{os.getpid()}")
-    scratch.write_text(json.dumps(asdict(info), ensure_ascii=False), encoding="utf-8")
+    scratch.write_text(json.dumps(asdict(info)), encoding="utf-8")
     scratch.rename(done)
     return info
 

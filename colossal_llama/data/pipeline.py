@@ -8,6 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from colossal_llama.atomic import publish_directory, refuse_existing
+from colossal_llama.atomic import refuse_existing
 from colossal_llama.constants import MANIFEST_FILE, PART_PREFIX
 from colossal_llama.data.account import build_manifest, describe_reasons, summary
 from colossal_llama.data.allotment import (
@@ -35,7 +36,7 @@ from colossal_llama.data.duplicates import require_datasketch
 from colossal_llama.data.engines import choose_engine
 from colossal_llama.data.formats import FORMATS, Conversation, FormatOptions, Sample, detect_format
 from colossal_llama.data.job import PrepareJob, PrepareSettings
-from colossal_llama.data.manifest import Manifest, PartInfo, write_manifest
+from colossal_llama.data.manifest import Manifest, PartInfo, read_manifest, write_manifest
 from colossal_llama.data.parts import PartTask, is_made, part_name, write_bin, write_part
 from colossal_llama.data.readers import FileSlice, InputFile, Record, Reject, list_input_files, plan_slices, read_slice
 from colossal_llama.data.report import REPORT_FILE, write_report
@@ -48,8 +49,8 @@ from colossal_llama.data.shards import (
     make_shard,
 )
 from colossal_llama.data.tokenization import encoder_spec
-from colossal_llama.data.workplace import Workplace, open_workplace
-from colossal_llama.errors import UserError
+from colossal_llama.data.workplace import Workplace, open_workplace, workplace_of
+from colossal_llama.errors import RecordError, UserError
 
 SHARD_BYTES = 8 << 20
 """Input per shard: what a kill loses at most per worker, and what a worker holds in memory."""
@@ -66,6 +67,10 @@ REJECTS_FILE = "rejects.jsonl"
 DETECT_RECORDS = 100
 """Records of a file by which its format is recognised."""
 
+DETECT_BYTES = 1 << 16
+"""How much of a file is read at a time for that. All files are looked at before work begins, so that one of an unknown
+format is refused at once and not after hours; that the shards read these records again costs less than that."""
+
 
 def prepare_dataset(job: PrepareJob) -> Manifest:
     """Tokenise, deal out to bins, pack, and write parts and manifest; prints a summary.
@@ -78,7 +83,6 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
     """
     started = time.monotonic()
     files = [list_input_files(spec, "--data_input_dirs") for spec in job.inputs]
-    check_outputs(job)
     check_evaluation_files(job.settings.screening)
     control = job.template.control_tokens if job.template else []
     setup = TokenizeSetup(
@@ -89,10 +93,12 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
         skip_bad_records=job.settings.on_bad_record == "skip",
         screening=job.settings.screening,
     )
-    print(f"tokenising with {'sentencepiece' if setup.spec.sentencepiece else 'tokenizers'}", flush=True)
+    place = workplace_of(job, setup, files, SHARD_BYTES)
+    if not place.is_complete():
+        check_outputs(job)
     try:
-        with open_workplace(job, setup, files, SHARD_BYTES) as place:
-            manifest = _prepare_in(place, job, setup, files)
+        with open_workplace(place):
+            manifest = _finish(place) if place.is_complete() else _prepare_in(place, job, setup, files)
     except OSError as error:
         where = error.filename or job.arrow_dir
         raise UserError(
@@ -102,7 +108,16 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
     return manifest
 
 
+def _finish(place: Workplace) -> Manifest:
+    """Publish what an earlier run made and was killed over."""
+    print("an earlier run made everything; publishing what is left of it", flush=True)
+    manifest = read_manifest(place.publish(), "--data_arrow_output_dir")
+    assert manifest is not None, "a complete workplace has a manifest"
+    return manifest
+
+
 def _prepare_in(place: Workplace, job: PrepareJob, setup: TokenizeSetup, files: list[list[InputFile]]) -> Manifest:
+    print(f"tokenising with {'sentencepiece' if setup.spec.sentencepiece else 'tokenizers'}", flush=True)
     corpus, shards = _tokenize_all(job, setup, files, place.scratch)
     _check_anything_left(job, files, corpus)
     repeated = _drop_duplicates(job.settings.screening, corpus, place.scratch, shards)
@@ -124,20 +139,18 @@ def _prepare_in(place: Workplace, job: PrepareJob, setup: TokenizeSetup, files: 
     write_manifest(manifest, place.arrow)
     write_rejects(corpus.rejects, place.arrow / REJECTS_FILE)
     write_report(place.arrow, job.tokenizer, place.arrow / REPORT_FILE)
-    publish_directory(place.arrow, job.arrow_dir.resolve())
-    if place.jsonl is not None and job.jsonl_dir is not None:
-        publish_directory(place.jsonl, job.jsonl_dir.resolve())
+    place.complete()
+    place.publish()
     return manifest
 
 
 def write_rejects(rejects: Sequence[Reject], path: Path) -> None:
     """List rejected records, one JSON object a line: where, reason, detail, raw. Without any, no file."""
     if rejects:
-        with path.open("w", encoding="utf-8") as file:
+        # The name of a file need not be UTF-8; what of it is not becomes an escape of JSON.
+        with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
             for reject in rejects:
-                # What UTF-8 cannot express (half a surrogate pair) is escaped.
-                line = json.dumps(asdict(reject), ensure_ascii=False)
-                file.write(line.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
+                file.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
 
 
 def check_evaluation_files(screening: Screening) -> None:
@@ -251,11 +264,19 @@ def _check_kind(name: str, where: str, setup: TokenizeSetup) -> None:
 
 
 def _first_records(file: InputFile, skip: bool) -> list[Record]:
-    def ignore(reject: Reject) -> None:
-        """It is counted when the file is read as a whole."""
+    """Some records to recognise a format by: good ones only, and without ``skip`` those before the first bad one."""
 
-    records = (record for piece in plan_slices(file) for record in read_slice(piece, ignore if skip else None))
-    return list(islice(records, DETECT_RECORDS))
+    def ignore(reject: Reject) -> None:
+        """It is reported when the file is read as a whole."""
+
+    slices = plan_slices(file, DETECT_BYTES)
+    every = (record for piece in slices for record in read_slice(piece, ignore if skip else None))
+    records: list[Record] = []
+    # The command will stop at the bad record, unless at one before it whose fields are wrong.
+    with suppress(RecordError):
+        for record in islice(every, DETECT_RECORDS):
+            records.append(record)
+    return records
 
 
 def _progress(
@@ -276,9 +297,12 @@ def _check_anything_left(job: PrepareJob, files: list[list[InputFile]], corpus: 
             raise UserError(f"--data_input_dirs {spec}: its {len(group)} file(s) hold no record")
     if not len(corpus.documents):
         reasons = sum(corpus.dropped, Counter())
+        hint = "check the input" + (" and --max_length" if reasons[ALL_TURNS_TOO_LONG] else "")
+        if corpus.rejects:
+            hint = f"the first one: {corpus.rejects[0].detail}"
         raise UserError(
-            f"--data_input_dirs: nothing to learn in any record (dropped: {describe_reasons(reasons)}); "
-            "check the input" + (" and --max_length" if reasons[ALL_TURNS_TOO_LONG] else "")
+            f"--data_input_dirs {','.join(job.inputs)}: nothing to learn in any record "
+            f"(dropped: {describe_reasons(reasons)}); {hint}"
         )
 
 

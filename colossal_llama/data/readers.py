@@ -118,7 +118,10 @@ class Reject:
 
 def reject_record(record: Record, error: RecordError) -> Reject:
     """A record that was read but refused later, by its format for example."""
-    raw = json.dumps(record.value, ensure_ascii=False, default=str)
+    try:
+        raw = json.dumps(record.value, ensure_ascii=False, default=str)
+    except RecursionError:  # it takes a little less depth than parsing
+        raw = ""
     return Reject(record.where, error.reason, str(error), raw[:RAW_CHARACTERS])
 
 
@@ -302,7 +305,7 @@ def _decoded_blocks(file: BinaryIO, kind: str, block_bytes: int) -> Iterator[byt
                 break
     if failure is not None:
         name = "gzip" if kind == GZIP else "zstd"
-        raise _DecodeError(f"not readable as {name} ({failure})") from failure
+        raise _DecodeError(f"not readable as {name} ({failure}); is it complete, and is that what it is?") from failure
 
 
 def _plan_compressed(file: InputFile, slice_bytes: int) -> Planned:
@@ -457,8 +460,10 @@ def _parse(record: Record, raw: bytes, on_reject: RejectHandler | None) -> Recor
         # Not dataclasses.replace, which takes as long as the parsing.
         return Record(record.path, record.number, parse_line(raw, record.where), record.unit)
     except RecordError as error:
+        if record.number == 1 and not record.unit and raw.lstrip().startswith(b"["):
+            error = RecordError(error.reason, f"{error}; if the whole file is one JSON array, name it .json")
         if on_reject is None:
-            raise
+            raise error
         # A character takes up to four bytes.
         text = raw[: 4 * RAW_CHARACTERS].decode("utf-8", errors="replace")
         on_reject(Reject(record.where, error.reason, str(error), text[:RAW_CHARACTERS]))

@@ -158,7 +158,8 @@ def write_report(arrow_dir: Path, tokenizer: "PreTrainedTokenizerBase | None", p
     folder = open_prepared(arrow_dir, "--dataset")
     scratch = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        scratch.write_text(render_report(folder, tokenizer), encoding="utf-8")
+        # Names of inputs need not be UTF-8.
+        scratch.write_text(render_report(folder, tokenizer), encoding="utf-8", errors="backslashreplace")
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)

@@ -364,7 +364,7 @@ def write_shard(builder: ShardBuilder, folder: Path, number: int) -> None:
             runs=runs,
             keys=np.frombuffer(b"".join(builder.keys), dtype="V16"),
             signatures=np.array(builder.signatures, dtype=np.uint32),
-            summary=np.frombuffer(json.dumps(summary, ensure_ascii=False).encode(), dtype=np.uint8),
+            summary=np.frombuffer(json.dumps(summary).encode(), dtype=np.uint8),
         )
     scratch.rename(index)
 

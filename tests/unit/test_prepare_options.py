@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -238,8 +239,160 @@ def test_a_full_disk_keeps_what_is_done(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
-def test_two_at_a_time_are_refused(
+KILLED_AT_EVERY_STEP = """
+import json, os, shutil, signal, sys
+import colossal_llama.data.pipeline as pipeline
+from colossal_llama.commands.prepare_pretrain_dataset import main
+import datasets, pyarrow, tokenizers, transformers.models.auto  # so that a fork has nothing left to import
+
+STEPS = ("rename", "unlink", "rmdir", "mkdir")
+write_report = pipeline.write_report
+done = 0
+
+def die_before(step):
+    def counted(call):
+        def run(*arguments, **named):
+            global done
+            if done == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done += 1
+            return call(*arguments, **named)
+        return run
+
+    def report(*arguments):
+        write_report(*arguments)
+        for name in STEPS:
+            setattr(os, name, counted(getattr(os, name)))
+
+    pipeline.write_report = report
+
+def child(step, arguments, log):
+    process = os.fork()
+    if process == 0:
+        os.dup2(os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY), 1)
+        os.dup2(1, 2)
+        if step is not None:
+            die_before(step)
+        os._exit(main(arguments))
+    return os.waitpid(process, 0)[1]
+
+folder, log, arguments = sys.argv[1], sys.argv[2], sys.argv[3:]
+for step in range(1000):
+    shutil.rmtree(folder, ignore_errors=True)
+    if os.path.exists(folder + "-before"):
+        shutil.copytree(folder + "-before", folder)
+    killed = child(step, arguments, log)
+    left = sorted(os.listdir(folder)) if os.path.exists(folder) else []
+    finished = child(None, arguments, log) if killed else killed
+    files = {}
+    for root, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(root, name)
+            files[os.path.relpath(path, folder)] = open(path, "rb").read().hex()
+    print(json.dumps({"killed": killed, "left": left, "finished": finished, "files": files}), flush=True)
+    if not killed:
+        break
+"""
+
+
+@pytest.mark.parametrize("overwrite", [False, True], ids=["new", "overwrite"])
+def test_killed_while_publishing_the_same_command_finishes(
+    tmp_path: Path, tokenizer_dir: Path, overwrite: bool
+) -> None:
+    """Killed before each single rename and removal from the moment on at which everything is made."""
+    write_jsonl(tmp_path / "in/a.jsonl", texts(30))
+    folder = tmp_path / "out"
+    arguments = ["--data_input_dirs", str(tmp_path / "in"), "--tokenizer_dir", str(tokenizer_dir), "--num_workers", "1"]
+    arguments += ["--data_output_dirs", str(folder), "--max_length", "128", "--num_spliced_dataset_bins", "1"]
+    assert pretrain_main(arguments) == 0
+    expected = {name: content.hex() for name, content in all_files(folder).items()}
+    shutil.rmtree(folder)
+    if overwrite:
+        assert pretrain_main([*arguments, "--seed", "7"]) == 0
+        folder.rename(tmp_path / "out-before")
+        arguments.append("--overwrite")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED_AT_EVERY_STEP, str(folder), str(tmp_path / "log"), *arguments],
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "TOKENIZERS_PARALLELISM": "false"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    runs = [json.loads(line) for line in done.stdout.splitlines()]
+    printed = (tmp_path / "log").read_text(encoding="utf-8")
+    assert len(runs) > 8
+    assert [run["killed"] for run in runs] == [signal.SIGKILL] * (len(runs) - 1) + [0]
+    for step, run in enumerate(runs):
+        assert run["finished"] == 0, (step, run["left"], printed[-2000:])
+        assert run["files"].keys() == expected.keys(), (step, run["left"])
+        assert run["files"] == expected, step
+    assert any({"arrow", "jsonl"} & set(run["left"]) == {"jsonl"} for run in runs), "never killed between the two"
+    assert "publishing what is left" in printed
+
+
+def test_what_a_killed_command_with_other_flags_left_is_removed(
     tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import colossal_llama.data.pipeline as pipeline
+
+    write_jsonl(tmp_path / "in/a.jsonl", texts(50))
+    arguments = ["--data_input_dirs", str(tmp_path / "in"), "--tokenizer_dir", str(tokenizer_dir), "--num_workers", "1"]
+    arguments += ["--max_length", "128"]
+    here = ["--data_output_dirs", str(tmp_path / "out")]
+    monkeypatch.setattr(pipeline, "write_bin", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    # One with its scratch files in another folder, one for another output that has to stay.
+    elsewhere = ["--data_output_dirs", str(tmp_path / "out2"), "--data_cache_dir", str(tmp_path / "cache")]
+    for stopped in (
+        [*here, "--seed", "1"],
+        [*here, "--seed", "2", "--data_cache_dir", str(tmp_path / "cache")],
+        elsewhere,
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            pretrain_main([*arguments, *stopped])
+    assert len(list((tmp_path / "cache").iterdir())) == 2
+    other = sorted(path.name for path in (tmp_path / "out2").iterdir())
+    monkeypatch.undo()
+    assert pretrain_main([*arguments, *here, "--seed", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("removed what a stopped preparation with other flags or input left beside ") == 2
+    assert "going on with" not in printed
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["arrow", "jsonl"]
+    assert len(list((tmp_path / "cache").iterdir())) == 1
+    assert sorted(path.name for path in (tmp_path / "out2").iterdir()) == other
+    assert pretrain_main([*arguments, *elsewhere]) == 0
+    assert "going on with" in capsys.readouterr().out
+    # The folder was made by a command that has been removed, for others too.
+    assert list((tmp_path / "cache").iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "in", "out", "out2"]
+
+
+def test_a_note_does_not_make_it_remove_other_folders(tmp_path: Path, tokenizer_dir: Path) -> None:
+    write_jsonl(tmp_path / "in/a.jsonl", texts(5))
+    (tmp_path / "precious").mkdir()
+    folders = [str(tmp_path / name) for name in ("precious", "prepare-12", ".out.prepare-34")]
+    note = json.dumps({"folders": folders, "made": [str(tmp_path / "in"), str(tmp_path / "gone")]})
+    for content, name in ((note, "12"), ("", "34"), ('{"folders": 1}', "56"), ('[1, "made"]', "78")):
+        (tmp_path / f".out.prepare-{name}.json").write_text(content, encoding="utf-8")
+    (tmp_path / "prepare-12").mkdir()
+    (tmp_path / ".out.prepare-34").mkdir()
+    assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "out")) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.prepare-34", "in", "out", "precious"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ([], "the same preparation is running already"),
+        (["--seed", "9"], "another preparation of this folder is running"),
+    ],
+)
+def test_two_at_a_time_are_refused(
+    tmp_path: Path,
+    tokenizer_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    message: str,
 ) -> None:
     import colossal_llama.data.pipeline as pipeline
 
@@ -248,13 +401,14 @@ def test_two_at_a_time_are_refused(
 
     def while_running(*arguments: Any) -> Any:
         monkeypatch.setattr(pipeline, "_prepare_in", run)
-        codes.append(pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "out")))
+        codes.append(pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "out", *more)))
         return run(*arguments)
 
     monkeypatch.setattr(pipeline, "_prepare_in", while_running)
     assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "out")) == 0
     assert codes == [2]
-    assert "is running already" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
 
 
 def test_ray_gives_the_same_bytes(

@@ -378,3 +378,10 @@ def test_unusable_inputs(tmp_path: Path) -> None:
         list(plan_slices(InputFile(str(tmp_path / "gone.parquet"), "parquet")))
     with pytest.raises(UserError, match="cannot be read"):
         list(read_slice(FileSlice(str(tmp_path / "gone.jsonl"), "jsonl", 1, 0, 10)))
+
+
+def test_a_refused_record_of_any_depth_is_listed() -> None:
+    value: dict[str, Any] = {"target": []}
+    for _ in range(5000):
+        value = {"a": value}
+    assert reject_record(Record("f", 1, value), RecordError("wrong type", "f:1: wrong")).raw == ""
