@@ -135,7 +135,8 @@ def summary(manifest: Manifest, seconds: float) -> str:
     """The account that a preparation prints at its end."""
     records = sum(entry.records for entry in manifest.inputs)
     padding = 1 - manifest.tokens / max(manifest.rows * manifest.max_length, 1)
-    lines = [f"records read {records:,}, kept {manifest.documents:,}, dropped: {describe_reasons(manifest.dropped)}"]
+    kept = records - sum(manifest.dropped.values())
+    lines = [f"records read {records:,}, kept {kept:,}, dropped: {describe_reasons(manifest.dropped)}"]
     if manifest.trailing_human:
         lines.append(f"unanswered last messages cut: {manifest.trailing_human:,}")
     if manifest.dropped_turns:

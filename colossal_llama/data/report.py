@@ -235,7 +235,7 @@ def _table(head: Sequence[str], rows: Table, summary: str, align: bool = True) -
 def _totals(manifest: dict[str, Any], total: PartStatistics, max_length: int) -> str:
     room = total.rows * max_length
     entries = [
-        ("documents", manifest.get("documents")),
+        ("documents tokenised", manifest.get("documents")),
         ("rows", total.rows),
         ("tokens", total.tokens),
         ("tokens with loss", total.learned_tokens),
@@ -504,7 +504,8 @@ h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; }
 th { text-align: left; background: #f3f5f9; }
-th, td { border: 1px solid #d5dae3; padding: .2rem .6rem; vertical-align: top; overflow-wrap: anywhere; }
+th, td { border: 1px solid #d5dae3; padding: .2rem .6rem; vertical-align: top; overflow-wrap: break-word; }
+td:first-child { white-space: nowrap; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 summary { cursor: pointer; margin: .3rem 0; }
 .figures { display: flex; flex-wrap: wrap; gap: 1.5rem; }

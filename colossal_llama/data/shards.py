@@ -6,10 +6,12 @@ shards again. A shard is two files: ``shard-000000.tokens`` (int32 ids, document
 ``shard-000000.npz`` (one entry a document), written last, so that a shard with an index is complete.
 """
 
+import gc
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -194,10 +196,11 @@ class ShardMaker:
         """
         folder = Path(task.folder)
         if not shard_path(folder, task.number, "npz").exists():
-            builder = ShardBuilder()
-            for piece, number, name in zip(task.slices, task.inputs, task.formats, strict=True):
-                self._add_slice(builder, piece, number, name)
-            write_shard(builder, folder, task.number)
+            with no_garbage_collection():
+                builder = ShardBuilder()
+                for piece, number, name in zip(task.slices, task.inputs, task.formats, strict=True):
+                    self._add_slice(builder, piece, number, name)
+                write_shard(builder, folder, task.number)
         return sum(piece.bytes_read for piece in task.slices)
 
     def _add_slice(self, builder: ShardBuilder, piece: FileSlice, number: int, format_name: str) -> None:
@@ -311,6 +314,18 @@ def text_of(parsed: Sample | Conversation) -> str:
 
 def _utf8_bytes(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode())
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Leave memory to reference counting: records hold no cycles, and looking for some costs a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 _maker: tuple[TokenizeSetup, ShardMaker] | None = None

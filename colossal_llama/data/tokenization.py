@@ -20,7 +20,8 @@ from colossal_llama.data.sentencepiece_encoder import EqualModel, SentencePieceE
 from colossal_llama.errors import UserError
 
 CHECKED_EVERY = 64
-"""One text in so many is encoded by both encoders, where there are two."""
+CHECKED_CHARACTERS = 1000
+"""Of one text in so many, up to so many characters are encoded by both encoders, where there are two."""
 
 if TYPE_CHECKING:
     from tokenizers import Encoding
@@ -128,14 +129,17 @@ class TextEncoder:
         if self._fast is None or not at_start:
             return [code.ids for code in self.encode(texts, at_start=at_start, offsets=False)]
         ids = self._fast.encode(texts)
-        checked = self.encode(texts[::CHECKED_EVERY], at_start=True, offsets=False)
-        for text, fast, code in zip(texts[::CHECKED_EVERY], ids[::CHECKED_EVERY], checked, strict=True):
+        self._check([text[:CHECKED_CHARACTERS] for text in texts[::CHECKED_EVERY]], self._fast)
+        return ids
+
+    def _check(self, texts: list[str], other: SentencePieceEncoder) -> None:
+        codes = self.encode(texts, at_start=True, offsets=False)
+        for text, code, fast in zip(texts, codes, other.encode(texts), strict=True):
             if code.ids != fast:
                 raise UserError(
                     f"tokenizer.model and tokenizer.json give different ids for {text[:80]!r}; add "
                     "--encoder tokenizers to follow tokenizer.json"
                 )
-        return ids
 
     def encode(self, texts: Sequence[str], *, at_start: bool, offsets: bool) -> list["Encoding"]:
         """Encode texts; ``at_start`` is False for text that follows a control token.
