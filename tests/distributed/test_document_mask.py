@@ -204,3 +204,48 @@ def test_flash_attention_that_falls_back_refuses_nothing(tmp_path, setup):
     done = run_training(arguments, processes=1, environment=SHARD)
     assert done.returncode == 0, done.stderr
     assert read_losses(tmp_path) == pytest.approx(setup.apart.losses, abs=BF16_LOSS_TOLERANCE)
+
+
+@pytest.mark.parametrize("plugin", ["ddp", "zero2", "3d"])
+def test_lora_adapters_train_like_on_separate_rows(plugin, tmp_path, setup):
+    """Two steps: the second loss and gradient come from adapters that the first one changed."""
+    more = ("--mixed_precision", "bf16", "--lora_rank", "4", "--lr", "1e-2", "--num_epochs", "2", "--warmup_steps", "0")
+    exact = ("--mixed_precision", "fp32") if plugin == "ddp" else ()
+    layout = ("--plugin", plugin, "--zero", "0", *exact)
+    runs = {}
+    for name, part, batch, processes, mask in (
+        ("packed", setup.data.packed, 2, 2, "on"),
+        ("apart", setup.data.unpacked, setup.data.documents, 1, "off"),
+        ("mixed", setup.data.packed, 4, 1, "off"),
+    ):
+        rows = ("--batch_size", str(batch), "--document_mask", mask)
+        arguments = flags(setup.model, part, *more, *layout, *rows)
+        train(tmp_path / name, arguments, processes=processes, environment={"NO_DROPOUT": "1"})
+        runs[name] = read_losses(tmp_path / name), read_grad_norms(tmp_path / name)
+    losses, norms = runs["packed"]
+    assert len(losses) == 2
+    assert abs(losses[1] - losses[0]) > 3 * BF16_LOSS_TOLERANCE, "the adapters did not learn"
+    assert losses == pytest.approx(runs["apart"][0], **({"rel": 1e-5} if exact else {"abs": BF16_LOSS_TOLERANCE}))
+    assert norms == pytest.approx(runs["apart"][1], rel=1e-3 if exact else 0.05)
+    assert abs(runs["mixed"][0][0] - losses[0]) > 2 * BF16_LOSS_TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        DDP,
+        ("--plugin", "3d", "--zero", "0", "--tp", "2", "--batch_size", "4", "--mixed_precision", "fp32"),
+        ("--plugin", "3d", "--zero", "0", "--pp", "2", "--batch_size", "4", "--mixed_precision", "fp32"),
+    ],
+    ids=["ddp", "tp2", "pp2"],
+)
+def test_neftune_leaves_the_mask_in_place(layout, tmp_path, setup):
+    """With hardly any noise the loss is that of separate rows; with the usual noise it is another one near it."""
+    losses = {}
+    for alpha in ("1e-6", "5"):
+        noisy = ("--use_neft", "--neft_alpha", alpha)
+        train(tmp_path / alpha, flags(setup.model, setup.data.packed, *layout, *ON, *noisy))
+        losses[alpha] = read_losses(tmp_path / alpha)
+    assert losses["1e-6"] == pytest.approx(setup.apart.losses, rel=1e-5)
+    assert losses["5"] != pytest.approx(setup.apart.losses, rel=1e-4)
+    assert losses["5"] == pytest.approx(setup.apart.losses, abs=1.0)

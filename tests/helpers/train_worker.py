@@ -4,6 +4,7 @@ GEMINI_SMALL_CHUNKS=1  chunks small enough that Gemini really shards a tiny mode
 DUMP_LOGITS=FILE       after training, write the model's logits on fixed ids (whole vocabulary) to FILE
 SLOW_RANK=1            that rank starts writing its part of a checkpoint two seconds late
 UNDO=name,...          take single remedies out, to show what goes wrong without them
+NO_DROPOUT=1           LoRA without dropout, so that runs can be compared
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Any
 
 from colossal_llama.commands import train as command
 from colossal_llama.distributed import upstream_fixes
+from colossal_llama.model import lora
 from colossal_llama.model.lora import bare_model
 from colossal_llama.plugins import gemini
 
@@ -50,6 +52,8 @@ def install_hooks() -> None:
         gemini.CHUNK_SEARCH.update(min_chunk_size_m=0.01, search_range_m=1)
     if rank := os.environ.get("SLOW_RANK"):
         delay_saving(rank)
+    if os.environ.get("NO_DROPOUT"):
+        lora.LORA_DROPOUT = 0.0
     for name in filter(None, os.environ.get("UNDO", "").split(",")):
         undo(name)
     if path := os.environ.get("DUMP_LOGITS"):

@@ -8,6 +8,7 @@ import transformers.modeling_flash_attention_utils as flash
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.errors import UserError
+from colossal_llama.model.neftune import NeftuneNoise
 from colossal_llama.plugins import PLUGINS, ParallelLayout, PluginOptions, check_document_mask
 from colossal_llama.plugins.documents import document_boundaries, document_mask
 from colossal_llama.plugins.steps import Boosted, _prepare
@@ -69,6 +70,15 @@ def dense_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     return varlen_attention(*flat, ends, ends, length, length, given["softmax_scale"], True).view_as(query)
 
 
+def tiny_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, initializer_range=0.5,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).train()
+
+
 def logits(model: LlamaForCausalLM, attention: str, **inputs: Any) -> torch.Tensor:
     model.config._attn_implementation = attention
     with torch.no_grad():
@@ -94,14 +104,7 @@ def test_flash_attention_of_transformers_sees_the_documents(
     monkeypatch.setattr(flash, "flash_attn_varlen_func", varlen_attention, raising=False)
     monkeypatch.setattr(flash, "flash_attn_func", dense_attention, raising=False)
     monkeypatch.setattr(flash, "_flash_supports_window_size", True, raising=False)
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
-            num_key_value_heads=2, initializer_range=0.5,
-        )
-    )  # fmt: skip
-    model.train()
+    model = tiny_llama()
     if checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     masked = logits(model, "sdpa", **prepared(positions, flash_attention=False))
@@ -112,6 +115,29 @@ def test_flash_attention_of_transformers_sees_the_documents(
     found_alone = torch.allclose(logits(model, "flash_attention_2", **alone), masked, atol=1e-5)
     # Where this fails for positions that never fall, transformers finds the boundaries itself.
     assert found_alone == (len(positions) == 2)
+
+
+def noisy_logits(model: LlamaForCausalLM, batch: dict[str, Any], noise: NeftuneNoise) -> torch.Tensor:
+    noise.generator.manual_seed(3)
+    return logits(model, "sdpa", **batch)
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_noise_of_other_documents_is_not_seen(mask: bool) -> None:
+    """NEFTune adds noise to all documents of a row; what another document holds, noise included, must not matter."""
+    model = tiny_llama()
+    noise = NeftuneNoise(5.0, 31, 0, "cpu")
+    noise.attach(model.get_input_embeddings())
+    batch = prepared(POSITIONS, flash_attention=False)
+    if not mask:
+        del batch["attention_mask"]
+    other = batch | {"input_ids": batch["input_ids"].clone()}
+    other["input_ids"][:, :1] = 20  # in the first document of each row
+    one, two = noisy_logits(model, batch, noise), noisy_logits(model, other, noise)
+    apart = [(row, position) for row in range(2) for position in range(DOCUMENTS[row][0][1], 7)]
+    assert all(torch.allclose(one[place], two[place], atol=1e-6) for place in apart) == mask
+    assert not torch.allclose(one[0, 2], two[0, 2], atol=1e-3), "in its own document the token is seen"
+    assert not torch.allclose(one, logits(model, "sdpa", **batch), atol=1e-3), "there is noise"
 
 
 LLAMA = {"model_type": "llama"}
