@@ -79,7 +79,7 @@ def build_screening(config: PretrainPrepareConfig) -> "Screening":
     Raises:
         UserError: limits that contradict each other.
     """
-    from colossal_llama.data.duplicates import NearDuplicateSettings
+    from colossal_llama.data.near_duplicates import NearDuplicateSettings
     from colossal_llama.data.quality import GOPHER, QualitySettings
     from colossal_llama.data.shards import Screening
 

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from colossal_llama.data.duplicates import ExactDuplicateIndex, NearDuplicateIndex, NearDuplicateSettings
 from colossal_llama.data.readers import Reject
-from colossal_llama.data.shards import NOT_FIRST, read_index, read_marks
+from colossal_llama.data.shards import NOT_FIRST, read_index
 from colossal_llama.errors import UserError
 
 _VALIDATION, _COPIES, _BINS = range(3)
@@ -148,43 +147,6 @@ def _firsts(counts: np.ndarray) -> np.ndarray:
 def gather_ranges(firsts: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """The numbers ``firsts[i]`` to ``firsts[i] + counts[i] - 1`` for every i, one range behind the other: int64."""
     return np.repeat(firsts - _firsts(counts), counts) + np.arange(int(counts.sum()), dtype=np.int64)
-
-
-EXACT_DUPLICATE = "equal to an earlier text"
-NEAR_DUPLICATE = "nearly equal to an earlier text"
-
-
-def find_duplicates(
-    folder: Path, shards: int, documents: Documents, near: NearDuplicateSettings | None
-) -> tuple[np.ndarray, list[Reject]]:
-    """Which documents repeat an earlier one; the first one stays.
-
-    Args:
-        folder, shards: where the documents' marks are.
-        documents: the corpus.
-        near: also find texts that are nearly equal; the shards hold signatures then.
-
-    Returns:
-        bool ``[documents]`` (all pieces of a conversation alike), and a note on each.
-    """
-    exact, similar = ExactDuplicateIndex(), None if near is None else NearDuplicateIndex(near)
-    repeated = np.zeros(len(documents), dtype=bool)
-    notes: list[Reject] = []
-    position = 0
-    for number in range(shards):
-        marks = read_marks(folder, number)
-        for row, (place, key) in enumerate(zip(marks.places, marks.keys, strict=True)):
-            if documents.characters[position] == NOT_FIRST:
-                repeated[position] = repeated[position - 1]
-            else:
-                reason = EXACT_DUPLICATE if exact.is_duplicate(key) else None
-                if reason is None and similar is not None and similar.is_duplicate(marks.signatures[row]):
-                    reason = NEAR_DUPLICATE
-                if reason is not None:
-                    repeated[position] = True
-                    notes.append(Reject(place, reason, f"{place}: {reason}", ""))
-            position += 1
-    return repeated, notes
 
 
 def set_aside(documents: Documents, owners: np.ndarray, fraction: float, seed: int) -> np.ndarray:

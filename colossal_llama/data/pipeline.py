@@ -24,7 +24,6 @@ from colossal_llama.data.allotment import (
     Corpus,
     allot,
     epochs_of,
-    find_duplicates,
     load_corpus,
     owners_by,
     parse_mixture,
@@ -32,11 +31,12 @@ from colossal_llama.data.allotment import (
     unique_names,
 )
 from colossal_llama.data.decontamination import EvaluationNgrams
-from colossal_llama.data.duplicates import require_datasketch
+from colossal_llama.data.duplicate_search import find_duplicates
 from colossal_llama.data.engines import choose_engine
 from colossal_llama.data.formats import FORMATS, Conversation, FormatOptions, Sample, detect_format
 from colossal_llama.data.job import PrepareJob, PrepareSettings
 from colossal_llama.data.manifest import Manifest, PartInfo, read_manifest, write_manifest
+from colossal_llama.data.near_duplicates import require_datasketch
 from colossal_llama.data.parts import PartTask, is_made, part_name, write_bin, write_part
 from colossal_llama.data.readers import FileSlice, InputFile, Record, Reject, list_input_files, plan_slices, read_slice
 from colossal_llama.data.report import REPORT_FILE, write_report

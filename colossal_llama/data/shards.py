@@ -20,8 +20,9 @@ import numpy as np
 from colossal_llama.constants import IGNORE_INDEX
 from colossal_llama.data.chat_templates import BoundTemplate
 from colossal_llama.data.decontamination import EvaluationNgrams
-from colossal_llama.data.duplicates import NearDuplicateSettings, NearDuplicateSigner, exact_key
+from colossal_llama.data.duplicates import exact_key
 from colossal_llama.data.formats import FORMATS, Conversation, Dropped, FormatOptions, Sample, require_sample
+from colossal_llama.data.near_duplicates import NearDuplicateSettings, NearDuplicateSigner
 from colossal_llama.data.quality import QualityFilter, QualitySettings
 from colossal_llama.data.readers import FileSlice, Record, Reject, read_slice, reject_record
 from colossal_llama.data.tokenization import (
@@ -40,6 +41,9 @@ CONTAMINATED = "holds an evaluation text"
 RAW_CHARACTERS = 2000
 """How much of a rejected text is listed."""
 
+SHINGLES = "shingles"
+"""End of the name of a shard's third file, where near duplicates are looked for: all documents' shingles (uint32)."""
+
 NOT_FIRST = -1
 """Number of characters of the later pieces of a conversation: they are not counted as documents again."""
 
@@ -52,7 +56,7 @@ class Screening:
         quality: rules that a text must pass.
         evaluation_files: texts that share an n-gram with one of these files' are left out.
         exact: note a key of each text, so that equal ones can be found.
-        near: note a signature of each text, so that similar ones can be found.
+        near: note a signature and the shingles of each text, so that similar ones can be found.
     """
 
     quality: QualitySettings | None = None
@@ -102,7 +106,7 @@ class ShardTask:
 
 
 def shard_path(folder: Path, number: int, suffix: str) -> Path:
-    """A file of a shard; ``suffix`` is ``tokens`` or ``npz``."""
+    """A file of a shard; ``suffix`` is ``tokens``, ``npz`` or :data:`SHINGLES`."""
     return folder / f"shard-{number:06d}.{suffix}"
 
 
@@ -140,6 +144,7 @@ class ShardBuilder:
     sizes: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     signatures: list[np.ndarray] = field(default_factory=list)
+    shingles: list[np.ndarray] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     counts: dict[int, Counter[str]] = field(default_factory=dict)
     dropped: dict[int, Counter[str]] = field(default_factory=dict)
@@ -295,7 +300,9 @@ class ShardMaker:
         if self._setup.screening.exact:
             builder.keys += [exact_key(text)] * pieces
         if self._signer is not None:
-            builder.signatures += [self._signer.signature(text)] * pieces
+            shingles = self._signer.shingles(text)
+            builder.signatures += [self._signer.signature(shingles)] * pieces
+            builder.shingles += [shingles] + [shingles[:0]] * (pieces - 1)
 
 
 def text_of(parsed: Sample | Conversation) -> str:
@@ -333,7 +340,7 @@ def make_shard(setup: TokenizeSetup, task: ShardTask) -> int:
 
 
 def write_shard(builder: ShardBuilder, folder: Path, number: int) -> None:
-    """Write the two files of a shard, the index last and at once."""
+    """Write the files of a shard, the index last and at once."""
     samples = builder.samples
     nothing = np.empty(0, dtype=np.int32)
     ids = np.concatenate([nothing, *(sample.input_ids for sample in samples)])
@@ -350,6 +357,8 @@ def write_shard(builder: ShardBuilder, folder: Path, number: int) -> None:
         "places": builder.places,
     }
     ids.tofile(shard_path(folder, number, "tokens"))
+    if builder.shingles:
+        np.concatenate(builder.shingles).tofile(shard_path(folder, number, SHINGLES))
     index = shard_path(folder, number, "npz")
     scratch = index.with_suffix(f".tmp-{os.getpid()}")
     with scratch.open("wb") as file:
@@ -363,7 +372,8 @@ def write_shard(builder: ShardBuilder, folder: Path, number: int) -> None:
             run_counts=run_counts,
             runs=runs,
             keys=np.frombuffer(b"".join(builder.keys), dtype="V16"),
-            signatures=np.array(builder.signatures, dtype=np.uint32),
+            signatures=np.array(builder.signatures, dtype=np.uint8),
+            shingle_counts=np.array([len(shingles) for shingles in builder.shingles], dtype=np.int32),
             summary=np.frombuffer(json.dumps(summary).encode(), dtype=np.uint8),
         )
     scratch.rename(index)
@@ -419,12 +429,14 @@ class ShardMarks:
     Attributes:
         places: ``file:line``.
         keys: exact keys, empty if none were asked for.
-        signatures: uint32 ``[documents, permutations]``, empty if none were asked for.
+        signatures: uint8 ``[documents, permutations]``, empty if none were asked for.
+        shingle_counts: shingles of each document in the shard's file of them, int32, empty if none were asked for.
     """
 
     places: list[str]
     keys: list[bytes]
     signatures: np.ndarray
+    shingle_counts: np.ndarray
 
 
 def read_index(folder: Path, number: int) -> ShardIndex:
@@ -443,7 +455,8 @@ def read_marks(folder: Path, number: int) -> ShardMarks:
     """The marks of a finished shard."""
     with np.load(shard_path(folder, number, "npz")) as arrays:
         places = json.loads(arrays["summary"].tobytes())["places"]
-        return ShardMarks(places, [bytes(key) for key in arrays["keys"]], arrays["signatures"])
+        keys = [bytes(key) for key in arrays["keys"]]
+        return ShardMarks(places, keys, arrays["signatures"], arrays["shingle_counts"])
 
 
 def group_slices(slices: Iterable[tuple[int, str, FileSlice]], folder: Path, shard_bytes: int) -> Iterator[ShardTask]:

@@ -113,6 +113,37 @@ def test_duplicates_are_dropped_counted_and_listed(tmp_path: Path, tokenizer_dir
     assert [reject["where"].rsplit(":", 1)[1] for reject in rejects][:3] == ["11", "12", "13"]
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_near_duplicates_over_files_and_shards(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, workers: str
+) -> None:
+    """The n-grams that decide lie in the shards of both texts; a conversation in pieces counts once."""
+    monkeypatch.setattr("colossal_llama.data.pipeline.SHARD_BYTES", 4000)
+    monkeypatch.setattr("colossal_llama.data.readers.plan_slices.__defaults__", (2000,))
+    text = sanguo_text()
+
+    def chat(start: int, turns: int, change: str = "") -> dict[str, Any]:
+        answers = [text[start + 60 * turn : start + 60 * turn + 60] for turn in range(turns)]
+        answers[0] = answers[0] + change
+        pairs = [(("human", "接下来？"), ("assistant", answer)) for answer in answers]
+        return {"messages": [{"from": role, "content": content} for pair in pairs for role, content in pair]}
+
+    records = [chat(1000 * number, 2 + number % 9) for number in range(40)]
+    records += [chat(1000 * number, 2 + number % 9, "，") for number in (5, 8)]  # punctuation does not count
+    records += [chat(1000 * number, 2 + number % 9, "改") for number in (17, 26)]
+    records += [chat(1000 * number + 400, 9) for number in (7, 17)]
+    write_jsonl(tmp_path / "in/a.jsonl", records[:25])
+    write_jsonl(tmp_path / "in/b.jsonl", records[25:])
+    more = ["--max_length", "512", "--deduplicate", "near", "--num_workers", workers]
+    assert sft_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "out", *more)) == 0
+    manifest = manifest_of(tmp_path / "out")
+    check_account(manifest)
+    assert manifest["dropped"] == {"nearly equal to an earlier text": 4}
+    rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").open(encoding="utf-8")]
+    assert [reject["where"].rsplit("/", 1)[1] for reject in rejects] == [f"b.jsonl:{line}" for line in (16, 17, 18, 19)]
+    assert sum(part["documents"] for part in manifest["parts"]) == 42
+
+
 def test_quality_and_decontamination(tmp_path: Path, tokenizer_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = texts(12, seed=2)
     records = [record for record in records if len(record["target"]) >= 30]

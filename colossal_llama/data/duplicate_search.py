@@ -1,0 +1,72 @@
+"""Looking for duplicates in a corpus of finished shards, in the order of the input."""
+
+from pathlib import Path
+
+import numpy as np
+
+from colossal_llama.data.allotment import Documents
+from colossal_llama.data.duplicates import ExactDuplicateIndex
+from colossal_llama.data.near_duplicates import NearDuplicateIndex, NearDuplicateSettings
+from colossal_llama.data.readers import Reject
+from colossal_llama.data.shards import NOT_FIRST, SHINGLES, read_marks, shard_path
+
+EXACT_DUPLICATE = "equal to an earlier text"
+NEAR_DUPLICATE = "nearly equal to an earlier text"
+
+_SHINGLE_BYTES = 4
+
+
+class _ShingleFiles:
+    """The shingles of documents, read from the shards when they are asked for; 8 bytes of memory a document."""
+
+    def __init__(self, folder: Path, documents: Documents) -> None:
+        self._folder = folder
+        self._shards = documents.shards
+        self._ends: list[np.ndarray] = []
+        self._firsts: list[int] = []
+
+    def add_shard(self, first: int, counts: np.ndarray) -> None:
+        """Tell of the next shard: the number of its first document, and the number of shingles of each."""
+        self._firsts.append(first)
+        self._ends.append(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
+
+    def __call__(self, document: int) -> np.ndarray:
+        shard = int(self._shards[document])
+        start, end = self._ends[shard][document - self._firsts[shard] :][:2].tolist()
+        path = shard_path(self._folder, shard, SHINGLES)
+        return np.fromfile(path, np.uint32, end - start, offset=start * _SHINGLE_BYTES)
+
+
+def find_duplicates(
+    folder: Path, shards: int, documents: Documents, near: NearDuplicateSettings | None
+) -> tuple[np.ndarray, list[Reject]]:
+    """Which documents repeat an earlier one; the first one stays.
+
+    Args:
+        folder, shards: where the documents' marks are.
+        documents: the corpus.
+        near: also find texts that are nearly equal; the shards hold signatures and shingles then.
+
+    Returns:
+        bool ``[documents]`` (all pieces of a conversation alike), and a note on each.
+    """
+    shingles = _ShingleFiles(folder, documents)
+    exact, similar = ExactDuplicateIndex(), None if near is None else NearDuplicateIndex(near, shingles)
+    repeated = np.zeros(len(documents), dtype=bool)
+    notes: list[Reject] = []
+    position = 0
+    for number in range(shards):
+        marks = read_marks(folder, number)
+        shingles.add_shard(position, marks.shingle_counts)
+        for row, (place, key) in enumerate(zip(marks.places, marks.keys, strict=True)):
+            if documents.characters[position] == NOT_FIRST:
+                repeated[position] = repeated[position - 1]
+            else:
+                reason = EXACT_DUPLICATE if exact.is_duplicate(key) else None
+                if reason is None and similar is not None and similar.is_duplicate(position, marks.signatures[row]):
+                    reason = NEAR_DUPLICATE
+                if reason is not None:
+                    repeated[position] = True
+                    notes.append(Reject(place, reason, f"{place}: {reason}", ""))
+            position += 1
+    return repeated, notes
