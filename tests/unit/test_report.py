@@ -126,7 +126,7 @@ def test_figures_are_those_of_the_arrow_data(arrow: Path, tokenizer: PreTrainedT
     assert page.cards["rows"] == f"{len(rows):,}"
     assert page.cards["tokens"] == f"{tokens:,}"
     assert page.cards["tokens with loss"] == f"{learned:,}"
-    assert page.cards["documents"] == "120"
+    assert page.cards["documents tokenised"] == "120"
     assert page.cards["padding to full rows"] == f"{1 - tokens / len(rows) / MAX_LENGTH:.2%}"
     assert page.cards["tokens per character"] == f"{tokens / manifest['characters']:.3f}"
     buckets = page.table("bucket")
@@ -236,7 +236,7 @@ def test_manifests_with_more_and_with_less(arrow: Path, tokenizer: PreTrainedTok
         less = Page(tmp_path / "less.html")
         assert less.cards["tokens"] == more.cards["tokens"]
         assert len(less.table("bucket")) == 10
-        assert "documents" not in less.cards
+        assert "documents tokenised" not in less.cards
 
 
 def test_conversations(tokenizer: PreTrainedTokenizerBase, tokenizer_dir: Path, tmp_path: Path) -> None:
