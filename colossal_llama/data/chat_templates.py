@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from colossal_llama.data.formats import ASSISTANT, HUMAN, SYSTEM, Message
+from colossal_llama.data.formats.parsed import ASSISTANT, HUMAN, SYSTEM, Message
 from colossal_llama.errors import UserError
 from colossal_llama.registry import Registry
 

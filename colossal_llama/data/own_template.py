@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from colossal_llama.data.chat_templates import BoundControl, BoundPart, BoundTemplate, Content
-from colossal_llama.data.formats import ASSISTANT, HUMAN, Message
+from colossal_llama.data.formats.parsed import ASSISTANT, HUMAN, Message
 from colossal_llama.errors import UserError
 
 if TYPE_CHECKING:

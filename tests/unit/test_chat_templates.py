@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colossal_llama.data.chat_templates import CHAT_TEMPLATES, BoundTemplate
-from colossal_llama.data.formats import Conversation, Message
+from colossal_llama.data.formats.parsed import Conversation, Message
 from colossal_llama.data.tokenization import ConversationTokenizer, TextEncoder, TokenizedSample, encoder_spec
 from colossal_llama.errors import UserError
 

@@ -4,24 +4,10 @@ from typing import Any
 
 import pytest
 
-from colossal_llama.data.formats import (
-    EMPTY_ASSISTANT,
-    EMPTY_TARGET,
-    FORMATS,
-    NO_ASSISTANT,
-    NO_MESSAGES,
-    Conversation,
-    Dropped,
-    FormatOptions,
-    Message,
-    Parsed,
-    Sample,
-    detect_format,
-    parse_conversation,
-    parse_pretrain,
-    require_conversation,
-    require_sample,
-)
+from colossal_llama.data.formats import FORMATS, detect_format, require_sample
+from colossal_llama.data.formats.conversations import EMPTY_ASSISTANT, NO_ASSISTANT, NO_MESSAGES, parse_conversation
+from colossal_llama.data.formats.parsed import Conversation, Dropped, FormatOptions, Message, Parsed, Sample
+from colossal_llama.data.formats.plain_text import EMPTY_TARGET, parse_pretrain
 from colossal_llama.data.readers import Record
 from colossal_llama.errors import RecordError, UserError
 
@@ -390,15 +376,12 @@ def test_wrong_records_of_other_formats(name: str, fields: dict[str, Any], reaso
     assert caught.value.reason == reason
 
 
-def test_texts_and_conversations_are_not_taken_for_each_other() -> None:
+def test_conversations_are_not_taken_for_texts() -> None:
     sample, conversation, dropped = Sample("", "t", ""), turns("q", "a"), Dropped(EMPTY_TARGET)
     assert require_sample(record({}), sample) == sample
-    assert require_conversation(record({}), conversation) == conversation
-    assert require_sample(record({}), dropped) == require_conversation(record({}), dropped) == dropped
+    assert require_sample(record({}), dropped) == dropped
     with pytest.raises(RecordError, match=r"f\.jsonl:7: .* use prepare_sft_dataset.py"):
         require_sample(record({}), conversation)
-    with pytest.raises(RecordError, match=r"f\.jsonl:7: .* use prepare_pretrain_dataset.py"):
-        require_conversation(record({}), sample)
 
 
 def test_answer_without_anything_learned_is_dropped() -> None:

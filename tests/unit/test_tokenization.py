@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from colossal_llama.data.chat_templates import CHAT_TEMPLATES
-from colossal_llama.data.formats import Conversation, Message, Sample
+from colossal_llama.data.formats.parsed import Conversation, Message, Sample
 from colossal_llama.data.tokenization import (
     ConversationTokenizer,
     DocumentTokenizer,

@@ -1,0 +1,171 @@
+"""Lists of messages with roles (the project's own records, OpenAI's, ShareGPT's), and what all conversations share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from colossal_llama.data.formats.fields import MISSING_FIELD, UNKNOWN_ROLE, WRONG_TYPE, array, optional_string
+from colossal_llama.data.formats.parsed import (
+    ASSISTANT,
+    HUMAN,
+    NO_OPTIONS,
+    SYSTEM,
+    Conversation,
+    Dropped,
+    FormatOptions,
+    Message,
+)
+from colossal_llama.data.readers import Record
+from colossal_llama.errors import RecordError
+from colossal_llama.json_records import json_type
+
+NO_MESSAGES = "no messages"
+NO_ASSISTANT = "no assistant message"
+EMPTY_ASSISTANT = "empty assistant content"
+
+NOT_ALTERNATING = "roles do not alternate"
+NOT_TEXT = "content other than text"
+NOT_A_CONVERSATION = "not a conversation"
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How the list ``name`` of messages is written.
+
+    ``keys`` are pairs of the role's and the content's key; ``roles`` says for each role's key what its values mean.
+    """
+
+    name: str
+    keys: tuple[tuple[str, str], ...]
+    roles: Mapping[str, Mapping[str, str]]
+
+
+_OPENAI_ROLES = {"user": HUMAN, "assistant": ASSISTANT, "system": SYSTEM}
+_MESSAGES = _Layout(
+    "messages",
+    (("from", "content"), ("role", "content")),
+    {"from": {HUMAN: HUMAN, ASSISTANT: ASSISTANT, SYSTEM: SYSTEM}, "role": _OPENAI_ROLES},
+)
+_SHAREGPT = _Layout(
+    "conversations",
+    (("from", "value"), ("role", "content")),
+    {
+        "from": {HUMAN: HUMAN, "user": HUMAN, "gpt": ASSISTANT, ASSISTANT: ASSISTANT, SYSTEM: SYSTEM},
+        "role": _OPENAI_ROLES,
+    },
+)
+
+
+def parse_conversation(record: Record, options: FormatOptions = NO_OPTIONS) -> Conversation | Dropped:
+    """An SFT record: ``{"messages": [{"from": "human", "content": "..."}, {"from": "assistant", ...}]}``.
+
+    Messages may also have ``role`` "user", "assistant" or "system", and a content that is a list of
+    ``{"type": "text", "text": "..."}``. One leading system message is accepted. A last human message without an
+    answer is cut.
+
+    Raises:
+        RecordError: a field is missing or has the wrong type, a role is unknown, or the roles do not alternate.
+    """
+    if "messages" not in record.value and "target" in record.value:
+        raise RecordError(
+            NOT_A_CONVERSATION,
+            f"{record.where}: this is a pretraining record ('target'), not a conversation; "
+            "use prepare_pretrain_dataset.py for it",
+        )
+    return _parse_messages(record, _MESSAGES)
+
+
+def parse_sharegpt(record: Record, options: FormatOptions = NO_OPTIONS) -> Conversation | Dropped:
+    """A ShareGPT record: ``{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", ...}]}``.
+
+    Raises:
+        RecordError: as for :func:`parse_conversation`.
+    """
+    return _parse_messages(record, _SHAREGPT)
+
+
+def _parse_messages(record: Record, layout: _Layout) -> Conversation | Dropped:
+    entries = array(record, layout.name, "messages")
+    messages = [_parse_message(record, number, entry, layout) for number, entry in enumerate(entries, start=1)]
+    system = None
+    if messages and messages[0].role == SYSTEM:
+        system = messages.pop(0).content
+    first_number = 1 if system is None else 2
+    return conversation(record, system, messages, optional_string(record, "category"), first_number)
+
+
+def _parse_message(record: Record, number: int, entry: Any, layout: _Layout) -> Message:
+    place = f"{record.where}: message {number}"
+    preferred = " and ".join(repr(key) for key in layout.keys[0])
+    if not isinstance(entry, dict):
+        raise RecordError(WRONG_TYPE, f"{place} must be an object with {preferred}, found {json_type(entry)}")
+    # Columns of a parquet file are there but null where a record does not have them.
+    role_key, content_key = next((keys for keys in layout.keys if entry.get(keys[0]) is not None), layout.keys[0])
+    for name in (role_key, content_key):
+        if name not in entry:
+            raise RecordError(MISSING_FIELD, f"{place} has no '{name}'; expected the keys {preferred}")
+    role = entry[role_key]
+    if not isinstance(role, str):
+        raise RecordError(WRONG_TYPE, f"{place}: '{role_key}' must be a string, found {json_type(role)}")
+    content = _message_content(place, content_key, entry[content_key])
+    roles = layout.roles[role_key]
+    if role not in roles:
+        known = " or ".join(repr(name) for name in roles if roles[name] != SYSTEM)
+        raise RecordError(UNKNOWN_ROLE, f"{place} is from {role!r}; expected {known}")
+    return Message(roles[role], content)
+
+
+def _message_content(place: str, key: str, content: Any) -> str:
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise RecordError(WRONG_TYPE, f"{place}: '{key}' must be a string, found {json_type(content)}")
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else json_type(part)
+        if kind != "text" or not isinstance(part.get("text"), str):
+            raise RecordError(
+                NOT_TEXT, f"{place}: '{key}' holds a part of type {kind!r}; expected parts of type 'text' only"
+            )
+        texts.append(part["text"])
+    return "".join(texts)
+
+
+def conversation(
+    record: Record, system: str | None, messages: list[Message], category: str, first_number: int = 1
+) -> Conversation | Dropped:
+    """A conversation of these messages, after the checks that all formats have in common.
+
+    Args:
+        record: where it comes from, for messages.
+        system: text of the system message.
+        messages: without the system message.
+        category: of the record.
+        first_number: what the first of ``messages`` is called in messages.
+
+    Raises:
+        RecordError: human and assistant do not alternate, human first.
+    """
+    for position, message in enumerate(messages):
+        expected = (HUMAN, ASSISTANT)[position % 2]
+        if message.role != expected:
+            raise RecordError(
+                NOT_ALTERNATING,
+                f"{record.where}: message {first_number + position} is from {message.role!r}, expected "
+                f"{expected!r}; human and assistant must alternate, human first",
+            )
+    if not messages:
+        return Dropped(NO_MESSAGES)
+    trailing = messages[-1].role == HUMAN
+    if trailing:
+        messages = messages[:-1]
+    if not messages:
+        return Dropped(NO_ASSISTANT)
+    if any(message.role == ASSISTANT and not message.learned_text.strip() for message in messages):
+        return Dropped(EMPTY_ASSISTANT)
+    return Conversation(system, tuple(messages), category, trailing)
+
+
+def exchange(question: str, answer: str) -> list[Message]:
+    """A human's message and the answer."""
+    return [Message(HUMAN, question), Message(ASSISTANT, answer)]
