@@ -66,6 +66,8 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--source_tokenizer_dir": (REQUIRED,),
         "--target_tokenizer_dir": (REQUIRED,),
         "--expand_tokens_file": (REQUIRED,),
+        "--unreachable": ("repair",),
+        "--check_text": ([],),
         "--overwrite": (False,),
     },
     InitModelConfig: {
@@ -163,6 +165,7 @@ CHOICES = {
     "--sub_dataset_by": {"input", "category"},
     "--engine": {"local", "ray"},
     "--measure_on": {"held_out", "validation"},
+    "--unreachable": {"repair", "drop", "keep", "error"},
 }
 
 

@@ -8,7 +8,8 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from colossal_llama.errors import UserError
-from colossal_llama.tokenizer.expansion import VocabularyExpansion, expand_tokenizer
+from colossal_llama.tokenizer.expansion import expand_tokenizer
+from colossal_llama.tokenizer.expansion_report import VocabularyExpansion
 from colossal_llama.tokenizer.fingerprint import tokenizer_fingerprint
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.tokenizer.sentencepiece import read_model
