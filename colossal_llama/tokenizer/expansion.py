@@ -15,7 +15,7 @@ from colossal_llama.tokenizer.families import Family, family_of
 from colossal_llama.tokenizer.fingerprint import tokenizer_fingerprint
 from colossal_llama.tokenizer.loading import load_slow_tokenizer, load_tokenizer
 from colossal_llama.tokenizer.pieces import PieceSelection, require_pieces, select_pieces
-from colossal_llama.tokenizer.reachability import REPAIR, Unreachable, settle, unreachable_pieces
+from colossal_llama.tokenizer.reachability import KEEP, REPAIR, Unreachable, settle, unreachable_pieces
 from colossal_llama.tokenizer.sub_tokens import check_old_ids
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def expand_tokenizer(
         _copy_settings(source_dir, scratch)
         family.write(scratch)
         pair = _load_pair(family, old, source_dir, scratch)
-        comparisons = _compare(family, pair, chosen, intermediates, check_texts or {})
+        comparisons = _compare(family, pair, chosen, intermediates, unreachable, check_texts or {})
         report = _report(family, pair, (selection, chosen, found, unreachable), intermediates, comparisons)
         report.write(scratch)
         return report
@@ -102,19 +102,31 @@ def _load_pair(family: Family, old: "PreTrainedTokenizerBase", source_dir: Path,
     """
     new = load_tokenizer(folder, TARGET_FLAG)
     check_old_ids(old, new)
-    old_slow = load_slow_tokenizer(source_dir) if family.has_slow else None
-    new_slow = load_slow_tokenizer(folder) if old_slow is not None else None
-    if old_slow is not None and new_slow is None:
+    if not family.has_slow or (old_slow := load_slow_tokenizer(source_dir)) is None:
+        return _Pair(old, new, None, None)
+    new_slow = load_slow_tokenizer(folder)
+    if new_slow is None:
         raise UserError(f"{SOURCE_FLAG} {source_dir}: {type(old_slow).__name__} cannot load the wider model")
-    if new_slow is not None and new_slow.get_vocab() != new.get_vocab():
-        slow, fast = new_slow.get_vocab(), new.get_vocab()
-        token = next(token for token in {**fast, **slow} if slow.get(token) != fast.get(token))
-        raise UserError(
-            f"{SOURCE_FLAG} {source_dir}: widened, {type(new_slow).__name__} would give {token!r} id "
-            f"{slow.get(token)}, but {type(new).__name__} {fast.get(token)}; such a class numbers added tokens by the "
-            "model's size and cannot be widened; use a tokenizer of class LlamaTokenizer"
-        )
+    _check_slow_ids(old_slow, new_slow, new)
     return _Pair(old, new, old_slow, new_slow)
+
+
+def _check_slow_ids(
+    old_slow: "PreTrainedTokenizerBase", new_slow: "PreTrainedTokenizerBase", new: "PreTrainedTokenizerBase"
+) -> None:
+    """Check that old tokens keep their ids in the slow tokenizer, and that new ones have the fast one's ids.
+
+    Raises:
+        UserError: a class that numbers its own tokens by the size of the model moves them.
+    """
+    before, slow = old_slow.get_vocab(), new_slow.get_vocab()
+    for token, token_id in new.get_vocab().items():
+        wanted = before.get(token, token_id)
+        if slow.get(token) != wanted:
+            raise UserError(
+                f"the slow {type(new_slow).__name__} would give {token!r} id {slow.get(token)} instead of {wanted} "
+                "after widening; give a tokenizer of class LlamaTokenizer"
+            )
 
 
 def _compare(
@@ -122,6 +134,7 @@ def _compare(
     pair: _Pair,
     pieces: list[str],
     intermediates: list[str],
+    mode: str,
     check_texts: Mapping[str, Iterable[str]],
 ) -> list[TextComparison]:
     """Compare on the pieces and on the given texts.
@@ -129,6 +142,7 @@ def _compare(
     Raises:
         UserError: the expansion made the slow and the fast tokenizer differ.
     """
+    remedy = f"use --unreachable {REPAIR}" if mode == KEEP else "leave out the new pieces of the example"
     comparer = TextComparer(pair.old, pair.new, pair.old_slow, pair.new_slow, family.scores(), intermediates)
     comparisons = []
     for name, texts in {PIECES_NAME: piece_lines(pieces), **check_texts}.items():
@@ -137,8 +151,7 @@ def _compare(
             raise UserError(
                 f"{name}: the slow and the fast tokenizer would differ in {comparison.slow_unexplained} of "
                 f"{comparison.documents} texts where those of {SOURCE_FLAG} agree, such as "
-                f"{comparison.examples['slow_differs']}; without --unreachable keep this must not happen, so leave "
-                "out the pieces of the example and report it"
+                f"{comparison.examples['slow_differs']}; {remedy}"
             )
         comparisons.append(comparison)
     return comparisons

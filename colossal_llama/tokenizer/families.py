@@ -97,8 +97,9 @@ def _sentencepiece_bpe(
         absorbed = sentencepiece.absorb_added_tokens(proto, old, model.path)
         added = pieces + intermediates
         sentencepiece.append_pieces(proto, added, sentencepiece_bpe.new_scores(proto, len(added)))
-        vocabulary, merges = sentencepiece_bpe.fast_vocabulary(proto, absorbed)
-        backend["model"] |= {"vocab": vocabulary, "merges": merges}
+        fast = backend["model"]
+        fast["vocab"] |= {proto.pieces[at].piece: at for at in range(absorbed.start, len(proto.pieces))}
+        fast["merges"] = sentencepiece_bpe.widened_merges(proto, fast["merges"], absorbed)
         return intermediates
 
     return Family(

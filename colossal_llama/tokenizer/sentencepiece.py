@@ -75,7 +75,8 @@ def absorb_added_tokens(proto: Any, tokenizer: "PreTrainedTokenizerBase", path: 
         The ids that the model did not hold before.
 
     Raises:
-        UserError: the added tokens' ids leave a gap, which a SentencePiece model cannot have.
+        UserError: the added tokens' ids leave a gap, which a SentencePiece model cannot have, or ``tokenizer.json``
+            holds further tokens that the model lacks.
     """
     added = tokenizer.added_tokens_decoder  # type: ignore[attr-defined]
     old_size = len(proto.pieces)
@@ -90,6 +91,12 @@ def absorb_added_tokens(proto: Any, tokenizer: "PreTrainedTokenizerBase", path: 
             )
         special = added[token_id].special
         proto.pieces.add(piece=added[token_id].content, score=0.0, type=CONTROL if special else USER_DEFINED)
+    for token, token_id in tokenizer.get_vocab().items():
+        if token_id >= len(proto.pieces):
+            raise UserError(
+                f"{path}: has {old_size} pieces, but tokenizer.json gives {token!r} id {token_id}; the two files do "
+                "not belong together, so copy both again from one place"
+            )
     return range(old_size, len(proto.pieces))
 
 

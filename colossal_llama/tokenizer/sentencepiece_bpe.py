@@ -5,6 +5,7 @@ segmentation of a text is the old one with neighbours joined. Scores by rank als
 tokenizer, which break ties differently, never meet a tie between two pieces.
 """
 
+import heapq
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,16 +89,28 @@ def _next_lower_score(score: float) -> float:
     return min(score - 1.0, float(np.nextafter(np.float32(score), np.float32(-np.inf))))
 
 
-def fast_vocabulary(proto: Any, absorbed: range) -> tuple[dict[str, int], list[list[str]]]:
-    """Vocabulary and merges of ``tokenizer.json`` for a model, ordered by score as transformers does.
+def widened_merges(proto: Any, old_merges: Sequence[Sequence[str]], absorbed: range) -> list[list[str]]:
+    """The merges of ``tokenizer.json`` for a widened model: the old ones in their order, and those of new pieces.
+
+    The order is the one that transformers derives from scores. The old merges are not derived again: their file may
+    be of an older version of transformers, which ordered the halves of one piece otherwise.
 
     Args:
         proto: the widened model.
-        absorbed: ids of absorbed added tokens; text is split at them first, so nothing merges into them.
+        old_merges: the merges before.
+        absorbed: ids of absorbed added tokens, which the new pieces follow; text is split at them first, so nothing
+            merges into them.
     """
     from transformers.convert_slow_tokenizer import generate_merges
 
-    vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
-    mergeable = {token: index for token, index in vocabulary.items() if index not in absorbed}
-    scores = [(token, proto.pieces[index].score) for token, index in mergeable.items()]
-    return vocabulary, [list(pair) for pair in generate_merges(mergeable, scores)]
+    mergeable = {piece.piece: at for at, piece in enumerate(proto.pieces) if at not in absorbed}
+    scores = {token: proto.pieces[at].score for token, at in mergeable.items()}
+    fresh = {token for token, at in mergeable.items() if at >= absorbed.stop}
+    appended, revived = [], []
+    for left, right in generate_merges(mergeable, list(scores.items())):
+        if left + right in fresh:
+            appended.append([left, right])
+        elif left in fresh or right in fresh:  # an old piece that only now can be put together
+            revived.append([left, right])
+    by_score = heapq.merge(old_merges, revived, key=lambda pair: -scores.get(pair[0] + pair[1], 0.0))
+    return [*map(list, by_score), *appended]

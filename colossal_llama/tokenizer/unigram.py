@@ -58,15 +58,17 @@ def new_scores(proto: Any, pieces: Sequence[str]) -> list[float]:
 
     Two bounds keep all old text as it was. The model's lowest score sets the score of an unknown character, so a new
     piece may only fall below it where each character of an old piece is a piece of its own: then an unknown character
-    has no alternative, and its score does not matter. And its highest score sets the score of user-defined pieces, so
-    no new piece may exceed it where there are any.
+    has no alternative, and its score does not matter. And its highest score, which sets the score of user-defined
+    pieces, is not exceeded: no piece is more probable than the most probable old one. (Scores of 0 and more are no
+    log-probabilities; without user-defined pieces they bound nothing.)
     """
     scores = _normal_scores(proto)
     lowest, highest = min(scores.values()), max(scores.values())
     unknown = lowest - UNKNOWN_PENALTY
     closed = all(character in scores for piece in scores for character in piece)
     floor = float("-inf") if closed else lowest
-    ceiling = highest if any(piece.type == USER_DEFINED for piece in proto.pieces) else float("inf")
+    bounded = highest < 0 or any(piece.type == USER_DEFINED for piece in proto.pieces)
+    ceiling = highest if bounded else float("inf")
     rank = {piece: number for number, piece in enumerate(pieces)}
     for piece in sorted(pieces, key=len):
         score = best_segmentation(piece, scores, unknown)[0] + _gain(rank[piece], len(pieces))
