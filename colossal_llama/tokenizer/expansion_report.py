@@ -65,8 +65,7 @@ class VocabularyExpansion:
             f"{self.family} vocabulary: {self.old_size} -> {self.new_size}",
             f"pieces added: {len(self.pieces)}; skipped: {sum(self.skipped.values())}",
             *self._skipped_lines(),
-            f"unreachable pieces: {len(self.found_unreachable)} found, {self._remedy()}; {len(self.unreachable)} left",
-            *(f"  {entry.describe()}" for entry in self.found_unreachable[:_SHOWN]),
+            *self._unreachable_lines(),
         ]
         if self.intermediates:
             lines.append(
@@ -82,8 +81,13 @@ class VocabularyExpansion:
             for reason, count in self.skipped.most_common()
         ]
 
-    def _remedy(self) -> str:
-        return {"repair": "repaired", "drop": "dropped", "keep": "kept", "error": "refused"}[self.mode]
+    def _unreachable_lines(self) -> list[str]:
+        remedy = {"repair": "repaired", "drop": "dropped", "keep": "kept", "error": "refused"}[self.mode]
+        found = f"{len(self.found_unreachable)} found, {remedy}; " if self.found_unreachable else ""
+        return [
+            f"unreachable pieces: {found}{len(self.unreachable)} left",
+            *(f"  {entry.describe()}" for entry in self.found_unreachable[:_SHOWN]),
+        ]
 
     def write(self, folder: Path) -> None:
         """Write :data:`REPORT_FILE` into ``folder``."""
