@@ -204,7 +204,12 @@ def _token_lengths(tokenizer: "PreTrainedTokenizerBase") -> "np.ndarray":
 def piece_lines(pieces: Sequence[str]) -> Iterator[str]:
     """Texts made of the new pieces: neighbours in the list joined to lines, and single ones evenly spread."""
     for start in range(0, len(pieces), PIECES_PER_LINE):
-        yield "".join(pieces[start : start + PIECES_PER_LINE]).replace(SPACE_MARK, " ")
+        yield _as_text("".join(pieces[start : start + PIECES_PER_LINE]))
     step = -(-len(pieces) // PIECES_ALONE)
-    for piece in pieces[::step]:
-        yield piece.replace(SPACE_MARK, " ")
+    yield from map(_as_text, pieces[::step])
+
+
+def _as_text(piece: str) -> str:
+    # Transformers' own slow and fast Llama tokenizer differ on a text's leading space where "legacy" is off.
+    text = piece.replace(SPACE_MARK, " ")
+    return f"x{text}" if text.startswith(" ") else text

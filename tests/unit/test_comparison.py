@@ -111,11 +111,14 @@ def test_ties_of_a_unigram_model_are_told_from_differences(sentencepiece_dir: Pa
     assert "slow_differs" in result.examples
 
 
-def test_lines_of_pieces_hold_every_piece() -> None:
-    pieces = [f"▁p{number}" for number in range(5000)]
+def test_lines_of_pieces_hold_every_piece_and_start_with_no_space() -> None:
+    pieces = [f"p{number}" if number % 3 else f"▁p{number}" for number in range(5000)]
     lines = list(piece_lines(pieces))
-    assert "".join(lines[: -(-5000 // 16)]).replace(" ", "▁") == "".join(pieces)
-    assert 1000 < len(lines) - 313 <= 2000
+    joined, single = lines[: -(-5000 // 16)], lines[-(-5000 // 16) :]
+    assert "".join(line.removeprefix("x") for line in joined).replace(" ", "▁") == "".join(pieces)
+    assert {line.removeprefix("x").replace(" ", "▁") for line in single} <= set(pieces)
+    assert 1000 < len(single) <= 2000
+    assert not any(line.startswith(" ") for line in lines)
 
 
 def test_baichuan_like_model_without_dummy_prefix(tmp_path: Path) -> None:
