@@ -125,7 +125,7 @@ def _check_slow_ids(
         if slow.get(token) != wanted:
             raise UserError(
                 f"the slow {type(new_slow).__name__} would give {token!r} id {slow.get(token)} instead of {wanted} "
-                "after widening; give a tokenizer of class LlamaTokenizer"
+                "after widening; a class that does so cannot be widened"
             )
 
 

@@ -43,10 +43,10 @@ def write_dir(folder: Path, model: bytes, **settings: Any) -> Path:
     return folder
 
 
-def build_unigram(pieces: dict[str, float], user_defined: tuple[str, ...] = ()) -> bytes:
-    """A unigram model of exactly these pieces and scores, with byte fallback."""
+def build_model(model_type: str, pieces: dict[str, float], user_defined: tuple[str, ...] = ()) -> bytes:
+    """A ``bpe`` or ``unigram`` model of exactly these pieces and scores, with byte fallback."""
     proto = sentencepiece_model_pb2.ModelProto()
-    proto.trainer_spec.model_type = 1
+    proto.trainer_spec.model_type = {"unigram": 1, "bpe": 2}[model_type]
     proto.trainer_spec.byte_fallback = True
     proto.normalizer_spec.name = "identity"
     proto.normalizer_spec.remove_extra_whitespaces = False

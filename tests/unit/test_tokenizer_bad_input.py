@@ -142,6 +142,15 @@ def test_bad_tokenizer_folders_are_refused(
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "pieces.jsonl"])
 
 
+def test_nobody_is_asked_whether_to_run_code(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    questions: list[object] = []
+    monkeypatch.setattr("builtins.input", lambda *question: questions.append(question) or "n")
+    shutil.copytree(source, tmp_path / "source")
+    name_class("InternLMTokenizer", auto_map=True)(tmp_path / "source")
+    assert run(tmp_path / "source", GOOD, tmp_path)[0] == 2
+    assert questions == []
+
+
 def test_the_remedy_for_a_custom_class_works(source: Path, tmp_path: Path) -> None:
     folder = tmp_path / "source"
     shutil.copytree(source, folder)

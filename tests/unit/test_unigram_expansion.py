@@ -13,7 +13,7 @@ from colossal_llama.tokenizer.expansion_report import VocabularyExpansion
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.tokenizer.sentencepiece import read_model
 from tests.helpers import assets
-from tests.helpers.sentencepiece_models import build_unigram, train_model, write_dir
+from tests.helpers.sentencepiece_models import build_model, train_model, write_dir
 
 # Overlapping, nested, of known and of unknown characters (饕餮), with a space, in English.
 PIECES = [
@@ -94,7 +94,7 @@ def test_the_earlier_of_two_overlapping_pieces_wins(model: bytes, tmp_path: Path
 
 
 def test_scores_follow_the_rule() -> None:
-    proto = read_model_of(build_unigram({"a": -10.0, "b": -11.0, "c": -12.0, "ab": -14.0, "▁": -3.0}))
+    proto = read_model_of(build_model("unigram", {"a": -10.0, "b": -11.0, "c": -12.0, "ab": -14.0, "▁": -3.0}))
     scores = unigram.new_scores(proto, ["bc", "abc", "xa"])
     gains = [scores[0] - (-23.0), scores[1] - (-26.0), scores[2] - (-10.0 - 24.0)]
     assert gains == pytest.approx([5.0, 3.5, 2.0])  # evenly from GAIN_FIRST towards GAIN_LAST
@@ -102,6 +102,13 @@ def test_scores_follow_the_rule() -> None:
         -11.5,
         ("a", "b", "c", "x"),
     )
+
+
+def test_a_long_piece_outweighs_its_new_parts_wherever_they_stand_in_the_list() -> None:
+    proto = read_model_of(build_model("unigram", dict.fromkeys("abcd", -10.0)))
+    long, left, right = unigram.new_scores(proto, ["abcd", "ab", "cd"])
+    assert (left, right) == pytest.approx((-16.5, -18.0))
+    assert long == pytest.approx(left + right + 5.0)
 
 
 def read_model_of(content: bytes) -> object:
@@ -113,7 +120,7 @@ def read_model_of(content: bytes) -> object:
 def test_unknown_characters_inside_old_pieces_keep_their_score(tmp_path: Path) -> None:
     """b is no piece but xb is: were the lowest score to fall, wx|b would turn into w|xb."""
     scores = {"▁": -3.0, "w": -20.0, "x": -5.0, "wx": -2.0, "xb": -30.0, "q": -25.0}
-    source = write_dir(tmp_path / "source", build_unigram(scores))
+    source = write_dir(tmp_path / "source", build_model("unigram", scores))
     expand_tokenizer(source, ["qqqq"], tmp_path / "target")
     old, new = load_tokenizer(source, "--t"), load_tokenizer(tmp_path / "target", "--t")
     assert old.tokenize("wxb") == ["▁", "wx", "<0x62>"]
@@ -125,17 +132,19 @@ def test_unknown_characters_inside_old_pieces_keep_their_score(tmp_path: Path) -
 def test_no_new_score_exceeds_the_highest_old_one(tmp_path: Path) -> None:
     """SentencePiece scores a user-defined piece by the highest score, so a higher one would change old text."""
     scores = {"▁": -3.0, "a": -1.0, "b": -1.0, "[x": -0.5, "x": -1.0, "[": -1.0, "]": -1.0}
-    proto = read_model_of(build_unigram(scores, user_defined=("<think>",)))
+    proto = read_model_of(build_model("unigram", scores, user_defined=("<think>",)))
     assert unigram.new_scores(proto, ["ab"]) == [-0.5]
     assert unigram.find_unreachable(proto, ["ab"]) == []
-    zero = read_model_of(build_unigram({"a": 0.0, "b": 0.0}, user_defined=("<think>",)))
+    zero = read_model_of(build_model("unigram", {"a": 0.0, "b": 0.0}, user_defined=("<think>",)))
     assert [(entry.piece, entry.parts) for entry in unigram.find_unreachable(zero, ["ab"])] == [("ab", ("a", "b"))]
-    plain = read_model_of(build_unigram({"a": 0.0, "b": 0.0}))
+    plain = read_model_of(build_model("unigram", {"a": 0.0, "b": 0.0}))
     assert unigram.new_scores(plain, ["ab"]) == [5.0]
 
 
 def test_a_piece_that_cannot_win_is_refused_or_dropped(tmp_path: Path) -> None:
-    source = write_dir(tmp_path / "source", build_unigram({"a": 0.0, "b": 0.0, "▁": 0.0, "q": -1.0}, ("<think>",)))
+    source = write_dir(
+        tmp_path / "source", build_model("unigram", {"a": 0.0, "b": 0.0, "▁": 0.0, "q": -1.0}, ("<think>",))
+    )
     with pytest.raises(UserError, match=r"1 of 2 .*ab: stays a\|b; the old tokens score better"):
         expand_tokenizer(source, ["ab", "qq"], tmp_path / "target", unreachable="error")
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
