@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from colossal_llama.atomic import atomic_directory, refuse_existing
 from colossal_llama.errors import UserError
 from colossal_llama.tokenizer.bytelevel import is_whole_text, readable
-from colossal_llama.tokenizer.comparison import TextComparer, TextComparison, piece_lines
 from colossal_llama.tokenizer.expansion_report import VocabularyExpansion
 from colossal_llama.tokenizer.families import Family, family_of
 from colossal_llama.tokenizer.fingerprint import tokenizer_fingerprint
@@ -17,6 +16,7 @@ from colossal_llama.tokenizer.loading import load_slow_tokenizer, load_tokenizer
 from colossal_llama.tokenizer.pieces import PieceSelection, require_pieces, select_pieces
 from colossal_llama.tokenizer.reachability import KEEP, REPAIR, Unreachable, settle, unreachable_pieces
 from colossal_llama.tokenizer.sub_tokens import check_old_ids
+from colossal_llama.tokenizer.text_changes import TextComparer, TextComparison, piece_lines
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

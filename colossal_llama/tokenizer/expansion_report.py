@@ -8,9 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.tokenizer.comparison import TextComparison
 from colossal_llama.tokenizer.pieces import PieceSelection, examples_by_reason
 from colossal_llama.tokenizer.reachability import Unreachable
+from colossal_llama.tokenizer.text_changes import TextComparison
 
 REPORT_FILE = "expansion.json"
 LIBRARIES = ("colossal_llama", "transformers", "tokenizers", "sentencepiece")

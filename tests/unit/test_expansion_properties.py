@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from colossal_llama.tokenizer.bytelevel import spell
-from colossal_llama.tokenizer.comparison import TextComparer
 from colossal_llama.tokenizer.expansion import expand_tokenizer
 from colossal_llama.tokenizer.loading import load_tokenizer
+from colossal_llama.tokenizer.text_changes import TextComparer
 from tests.helpers.sentencepiece_models import train_model, write_dir
 
 PIECES = [

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from colossal_llama.errors import UserError
 from colossal_llama.tokenizer import sentencepiece_bpe
-from colossal_llama.tokenizer.comparison import TextComparer, TextComparison, piece_lines
 from colossal_llama.tokenizer.expansion import expand_tokenizer
 from colossal_llama.tokenizer.loading import load_slow_tokenizer, load_tokenizer
+from colossal_llama.tokenizer.text_changes import TextComparer, TextComparison, piece_lines
 from tests.helpers import assets
 from tests.helpers.sentencepiece_models import train_model, write_dir
 
