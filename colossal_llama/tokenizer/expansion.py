@@ -120,7 +120,7 @@ def _check_slow_ids(
         UserError: a class that numbers its own tokens by the size of the model moves them.
     """
     before, slow = old_slow.get_vocab(), new_slow.get_vocab()
-    for token, token_id in new.get_vocab().items():
+    for token, token_id in sorted(new.get_vocab().items(), key=lambda pair: pair[1]):
         wanted = before.get(token, token_id)
         if slow.get(token) != wanted:
             raise UserError(

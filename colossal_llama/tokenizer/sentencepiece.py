@@ -91,7 +91,7 @@ def absorb_added_tokens(proto: Any, tokenizer: "PreTrainedTokenizerBase", path: 
             )
         special = added[token_id].special
         proto.pieces.add(piece=added[token_id].content, score=0.0, type=CONTROL if special else USER_DEFINED)
-    for token, token_id in tokenizer.get_vocab().items():
+    for token, token_id in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1]):
         if token_id >= len(proto.pieces):
             raise UserError(
                 f"{path}: has {old_size} pieces, but tokenizer.json gives {token!r} id {token_id}; the two files do "
