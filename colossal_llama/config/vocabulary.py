@@ -5,6 +5,9 @@ import dataclasses
 from colossal_llama.config.cli import flag
 from colossal_llama.errors import UserError
 
+UNREACHABLE_MODES = ("repair", "drop", "keep", "error")
+"""Those of ``tokenizer.reachability``; a test compares the two."""
+
 OVERWRITE_HELP = "replace the output when it exists already"
 
 
@@ -32,11 +35,22 @@ class InitTokenizerConfig:
     """Flags of ``scripts/init_tokenizer.py``."""
 
     source_tokenizer_dir: str = flag(
-        help="tokenizer to widen: a folder with tokenizer.model (Llama 1/2, Mistral) "
+        help="tokenizer to widen: a folder with a SentencePiece tokenizer.model (Llama 1/2, Mistral) "
         "or a byte-level tokenizer.json (Llama 3, Qwen, SmolLM2)"
     )
     target_tokenizer_dir: str = flag(help="where the wider tokenizer goes; must not exist")
     expand_tokens_file: str = flag(help='pieces to add: jsonl, one {"piece": "..."} a line')
+    unreachable: str = flag(
+        "repair",
+        choices=UNREACHABLE_MODES,
+        help="pieces that no text would give: add the tokens they lack (repair), leave them out (drop), "
+        "add them all the same (keep), or stop (error)",
+    )
+    check_text: list[str] = flag(
+        [],
+        help="texts to encode before and after, .jsonl (fields target or text) or plain UTF-8 text: reports what "
+        "changed, and stops where the slow and the fast tokenizer would differ",
+    )
     overwrite: bool = flag(False, help=OVERWRITE_HELP)
 
 

@@ -1,7 +1,8 @@
 """Widening a byte-level BPE ``tokenizer.json`` (Llama 3, Qwen, SmolLM2, DeepSeek).
 
-New merges stand at the end of the list, below every old one, so text without the new pieces keeps its ids;
-except where an intermediate token is spelled in it, which is why those are counted.
+New merges stand at the end of the list, below every old one, so text without the new tokens keeps its ids, and any
+other text gets its old tokens with neighbours joined. An intermediate token may be part of a character; the text of
+other characters with the same bytes changes then, which is why those tokens are counted.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from colossal_llama.tokenizer.merging import merge_symbols
 from colossal_llama.tokenizer.pieces import NOT_NORMAL, SPACE_MARK, SPLIT
+from colossal_llama.tokenizer.reachability import Unreachable
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -87,18 +89,37 @@ class MergeTable:
     ranks: dict[tuple[str, str], int]
     added: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
+    @classmethod
+    def of(cls, backend: dict[str, Any]) -> "MergeTable":
+        """The table of a ``tokenizer.json`` mapping with merges as pairs."""
+        return cls({tuple(merge): rank for rank, merge in enumerate(backend["model"]["merges"])})
+
     def encode(self, tokens: list[str]) -> list[str]:
         """What the model makes of neighbouring tokens (single bytes at first)."""
         return merge_symbols(tokens, lambda left, right: self.ranks.get((left, right)))
+
+    def append(self, left: str, right: str) -> None:
+        """Add a merge below all others."""
+        self.ranks[left, right] = len(self.ranks)
+        self.added.append((left, right))
 
     def make_reachable(self, token: str) -> None:
         """Append the merges that ``token``'s bytes still need to become one token."""
         tokens = self.encode(list(token))
         while len(tokens) > 1:
-            left, right = next_pair(tokens)
-            self.ranks[left, right] = len(self.ranks)
-            self.added.append((left, right))
+            self.append(*next_pair(tokens))
             tokens = self.encode(tokens)
+
+    def missing(self, tokens: list[str]) -> list[str]:
+        """The tokens that :meth:`make_reachable` would make of ``tokens``, the last one left out; adds nothing."""
+        own: dict[tuple[str, str], int] = {}
+        made = []
+        while len(tokens) > 2:
+            left, right = next_pair(tokens)
+            own[left, right] = len(self.ranks) + len(own)
+            made.append(left + right)
+            tokens = merge_symbols(tokens, lambda one, two: self.ranks.get((one, two), own.get((one, two))))
+        return made
 
 
 def next_pair(tokens: list[str]) -> tuple[str, str]:
@@ -115,13 +136,44 @@ def next_pair(tokens: list[str]) -> tuple[str, str]:
     return tokens[0], tokens[1]
 
 
-def widen(backend: dict[str, Any], pieces: list[str]) -> list[str]:
+def join_pieces(backend: dict[str, Any], pieces: list[str]) -> tuple[MergeTable, list[Unreachable]]:
+    """Add the merges that join two existing tokens to a piece, and find the pieces that this does not reach.
+
+    Shorter pieces come first, so that a long piece is put together from them.
+
+    Returns:
+        The merges, and the pieces whose text stays in three tokens or more.
+    """
+    table = MergeTable.of(backend)
+    found = []
+    for piece in sorted(pieces, key=len):
+        tokens = table.encode(list(spell(piece)))
+        if len(tokens) == 2:
+            table.append(*tokens)
+        elif len(tokens) > 2:
+            missing = map(readable, table.missing(tokens))
+            found.append(Unreachable(piece, tuple(map(readable, tokens)), tuple(missing)))
+    return table, found
+
+
+def readable(token: str) -> str:
+    """A token as text, or its bytes where they are not whole characters: ``<E9 A5>``."""
+    content = unspell(token)
+    return content.decode("utf-8") if is_whole_text(token) else f"<{content.hex(' ').upper()}>"
+
+
+def widen(backend: dict[str, Any], pieces: list[str], *, repair: bool) -> list[str]:
     """Append ``pieces`` and what they need to a ``tokenizer.json`` mapping (changed in place).
 
     Ids: the old ones stay, then ``pieces`` in their order, then intermediate tokens. Added tokens move into
     the model's own vocabulary under their old ids, because the tokenizers library numbers those outside of
     it anew, after the model's last id, when it loads the file. Merges go by length, so that a long piece is
     put together from short ones instead of from intermediates.
+
+    Args:
+        backend: the mapping.
+        pieces: new pieces, in order of priority.
+        repair: add intermediate tokens where a piece needs them; without it such a piece gets no merge.
 
     Returns:
         The spellings of the intermediate tokens.
@@ -132,9 +184,12 @@ def widen(backend: dict[str, Any], pieces: list[str]) -> list[str]:
     next_id = max(vocabulary.values()) + 1
     known = set(vocabulary)
     spellings = [spell(piece) for piece in pieces]
-    table = MergeTable({tuple(merge): rank for rank, merge in enumerate(backend["model"]["merges"])})
-    for piece in sorted(pieces, key=len):
-        table.make_reachable(spell(piece))
+    if repair:
+        table = MergeTable.of(backend)
+        for piece in sorted(pieces, key=len):
+            table.make_reachable(spell(piece))
+    else:
+        table, _ = join_pieces(backend, pieces)
     made = dict.fromkeys(left + right for left, right in table.added)
     known.update(spellings)
     intermediates = [token for token in made if token not in known]

@@ -1,5 +1,6 @@
 """Loading a tokenizer from a local folder, with errors that name the flag."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,9 +47,24 @@ def load_tokenizer(path: str | Path, flag: str) -> "PreTrainedTokenizerBase":
 
     with quiet_transformers():
         try:
-            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            # Not left open: transformers would ask on the terminal whether to run code out of the folder.
+            return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # a broken file gives a dozen types, bare Exception among them
             raise UserError(f"{flag} {folder}: {explain_failure(folder, error)}") from error
+
+
+def load_slow_tokenizer(folder: Path) -> "PreTrainedTokenizerBase | None":
+    """The slow tokenizer of a folder whose fast one loads, or None where its class has none that can be loaded."""
+    from transformers import AutoTokenizer
+
+    with quiet_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False, use_fast=False
+            )
+        except Exception:  # as many types as for the fast one
+            return None
+    return None if tokenizer.is_fast else tokenizer
 
 
 def explain_failure(folder: Path, error: Exception) -> str:
@@ -58,8 +74,26 @@ def explain_failure(folder: Path, error: Exception) -> str:
         return "tokenizer.model is truncated or not a SentencePiece model; copy the file again"
     if not any((folder / name).is_file() for name in ("tokenizer_config.json", "config.json")):
         return "has no tokenizer_config.json, which names the tokenizer's class; copy it beside the other files"
+    if "trust_remote_code" in str(error) or "Tokenizer class" in str(error):
+        return _explain_class(folder)
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     return f"the tokenizer's files cannot be read ({reason}); copy the folder again"
+
+
+def _explain_class(folder: Path) -> str:
+    try:
+        name = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("tokenizer_class")
+    except (OSError, ValueError, AttributeError):
+        name = None
+    reason = f"its tokenizer_class {name} is none of transformers' own, and code out of the folder is not run"
+    if holds_sentencepiece(folder):
+        return f'{reason}; write "tokenizer_class": "LlamaTokenizer" into tokenizer_config.json, remove "auto_map"'
+    return f"{reason}; give a tokenizer of one of transformers' classes"
+
+
+def holds_sentencepiece(folder: Path) -> bool:
+    """Whether the folder holds a SentencePiece model."""
+    return (folder / "tokenizer.model").is_file() and is_sentencepiece(folder / "tokenizer.model")
 
 
 def is_sentencepiece(path: Path) -> bool:

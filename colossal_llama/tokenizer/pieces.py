@@ -26,20 +26,37 @@ CONTROL_CHARACTER = "contains a newline or control character"
 NOT_NORMAL = "changed by the tokenizer's normalization"
 SPLIT = "split by the tokenizer's pre-tokenizer"
 TOO_LONG = f"longer than {MAX_PIECE_CHARACTERS} characters"
+BLANK = "only white space"
+INNER_SPACE = "contains a space that is not its first character"
+BROKEN_TEXT = "contains U+FFFD, the mark of wrongly decoded text"
+
+EXAMPLES_SHOWN = 3
+"""Skipped pieces that a message shows for each reason."""
 
 _SPECIAL_SPELLING = re.compile(
     r"<0x[0-9A-Fa-f]{2}>|</?(?:s|unk|pad|mask|cls|sep|bos|eos)>|\[(?:UNK|PAD|MASK|CLS|SEP|BOS|EOS)\]|<[|｜].*[|｜]>"
 )
 _CONTROL_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}
 _BYTE_ORDER_MARK = "\ufeff"
+_REPLACEMENT = "\ufffd"
 
 
 @dataclasses.dataclass(frozen=True)
 class PieceSelection:
-    """The pieces that can be added, in the file's order, and how many were left out for which reason."""
+    """The pieces that can be added, and those that were left out.
+
+    Attributes:
+        pieces: the usable ones, in the file's order, with ``▁`` for a space.
+        left_out: every other one as the file spells it, with the reason, in the file's order.
+    """
 
     pieces: list[str]
-    skipped: Counter[str]
+    left_out: list[tuple[str, str]]
+
+    @property
+    def skipped(self) -> Counter[str]:
+        """How many pieces were left out, by reason."""
+        return Counter(reason for _, reason in self.left_out)
 
 
 def read_pieces(path: Path, flag: str = "--expand_tokens_file") -> list[str]:
@@ -89,10 +106,11 @@ def select_pieces(
         judge: the family's own reason to skip a piece, or None.
     """
     chosen: dict[str, None] = {}
-    skipped: Counter[str] = Counter()
+    left_out: list[tuple[str, str]] = []
+    marks = _containing_any(special)
     for raw in pieces:
         piece = raw.replace(" ", SPACE_MARK)
-        reason = _reason_to_skip(raw, special)
+        reason = _reason_to_skip(raw, marks)
         if reason is None and piece in chosen:
             reason = DUPLICATE
         if reason is None and spell(piece) in known:
@@ -102,15 +120,28 @@ def select_pieces(
         if reason is None:
             chosen[piece] = None
         else:
-            skipped[reason] += 1
-    return PieceSelection(list(chosen), skipped)
+            left_out.append((raw, reason))
+    return PieceSelection(list(chosen), left_out)
 
 
-def _reason_to_skip(raw: str, special: Collection[str]) -> str | None:
-    if _SPECIAL_SPELLING.fullmatch(raw) or any(token in raw for token in special):
+def _containing_any(special: Collection[str]) -> re.Pattern[str]:
+    """A pattern that finds any of the special tokens inside a piece; one search instead of a thousand."""
+    contents = [re.escape(token) for token in special if token]
+    return re.compile("|".join(contents) if contents else r"(?!)")
+
+
+def _reason_to_skip(raw: str, special: re.Pattern[str]) -> str | None:
+    if _SPECIAL_SPELLING.fullmatch(raw) or special.search(raw):
         return SPECIAL
     if _BYTE_ORDER_MARK in raw or any(unicodedata.category(char) in _CONTROL_CATEGORIES for char in raw):
         return CONTROL_CHARACTER
+    if _REPLACEMENT in raw:
+        return BROKEN_TEXT
+    if not raw.replace(SPACE_MARK, " ").strip():
+        return BLANK
+    # A piece across words would join the end of one old word with the start of the next.
+    if " " in raw[1:].replace(SPACE_MARK, " "):
+        return INNER_SPACE
     if len(raw) > MAX_PIECE_CHARACTERS:
         return TOO_LONG
     return None
@@ -124,6 +155,16 @@ def require_pieces(selection: PieceSelection) -> None:
     """
     if not selection.pieces:
         raise UserError(f"no piece left to add ({describe_skipped(selection.skipped)}); give other pieces")
+
+
+def examples_by_reason(left_out: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """The first few pieces that were left out for each reason."""
+    examples: dict[str, list[str]] = {}
+    for raw, reason in left_out:
+        shown = examples.setdefault(reason, [])
+        if len(shown) < EXAMPLES_SHOWN:
+            shown.append(raw if len(raw) <= 40 else raw[:40] + "...")
+    return examples
 
 
 def describe_skipped(skipped: Counter[str]) -> str:

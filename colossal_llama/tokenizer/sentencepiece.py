@@ -1,22 +1,21 @@
-"""Widening a SentencePiece BPE model (Llama 1 and 2, Mistral): ``tokenizer.model`` and ``tokenizer.json``.
+"""SentencePiece models: reading ``tokenizer.model``, and appending pieces to it with every old id in place.
 
-New pieces score below the lowest old one, by rank. So old merges win wherever they applied before, and the
-slow and the fast tokenizer, which break ties differently, never meet a tie.
+How new pieces are scored differs: see :mod:`.sentencepiece_bpe` and :mod:`.unigram`.
 """
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colossal_llama.errors import UserError
-from colossal_llama.tokenizer.merging import merge_symbols
 from colossal_llama.tokenizer.pieces import NOT_NORMAL, SPACE_MARK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-BPE_MODEL_TYPE = 2
-NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
+UNIGRAM_MODEL_TYPE, BPE_MODEL_TYPE = 1, 2
+NORMAL, CONTROL, USER_DEFINED, BYTE = 1, 3, 4, 6
 """Piece types of SentencePiece's ModelProto."""
 
 
@@ -27,6 +26,11 @@ class SentencePieceModel:
     proto: Any
     processor: Any
     path: Path
+
+    @property
+    def is_unigram(self) -> bool:
+        """Whether the model segments by log-probabilities instead of merges."""
+        return self.proto.trainer_spec.model_type == UNIGRAM_MODEL_TYPE
 
     def normalizes_away(self, piece: str) -> bool:
         """Whether the model's normalization changes ``piece``, so that no text can ever give it."""
@@ -45,7 +49,7 @@ def read_model(path: Path) -> SentencePieceModel:
     prefix was switched off.
 
     Raises:
-        UserError: the file is truncated or no SentencePiece model, or the model is not BPE.
+        UserError: the file is truncated or no SentencePiece model, or the model is neither BPE nor unigram.
     """
     from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
 
@@ -57,51 +61,25 @@ def read_model(path: Path) -> SentencePieceModel:
         processor.LoadFromSerializedProto(content)
     except Exception as error:  # protobuf's and SentencePiece's own error types differ between versions
         raise UserError(f"{path}: truncated or not a SentencePiece model; copy the file again") from error
-    if proto.trainer_spec.model_type != BPE_MODEL_TYPE:
-        raise UserError(f"{path}: not a BPE model; only SentencePiece BPE (Llama, Mistral) can be widened")
+    if proto.trainer_spec.model_type not in (UNIGRAM_MODEL_TYPE, BPE_MODEL_TYPE):
+        raise UserError(f"{path}: a word or character model; only SentencePiece BPE and unigram models can be widened")
     return SentencePieceModel(proto, processor, path)
 
 
-def plan_intermediates(model: SentencePieceModel, pieces: list[str]) -> list[str]:
-    """The further pieces without which some of ``pieces`` could not be put together.
-
-    SentencePiece itself starts from any character, the fast tokenizer only from characters in the vocabulary;
-    so missing characters are added, and then the left-to-right halves that no existing merge reaches.
-
-    Returns:
-        Intermediate pieces in order of priority, all below ``pieces``.
-    """
-    ranks = _ranks(model.proto)
-    for piece in pieces:
-        ranks[piece] = len(ranks)
-    requested = len(ranks)
-    for piece in pieces:
-        for character in piece:
-            ranks.setdefault(character, len(ranks))
-    for piece in pieces:
-        tokens = merge_symbols(list(piece), lambda left, right: ranks.get(left + right))
-        while len(tokens) > 1:
-            ranks.setdefault(tokens[0] + tokens[1], len(ranks))
-            tokens = merge_symbols(tokens, lambda left, right: ranks.get(left + right))
-    return [piece for piece, rank in ranks.items() if rank >= requested]
-
-
-def _ranks(proto: Any) -> dict[str, int]:
-    """Old pieces in order of decreasing score: rank 0 merges first."""
-    normal = [piece for piece in proto.pieces if piece.type == NORMAL]
-    normal.sort(key=lambda piece: -piece.score)  # stable: ties keep the order of ids
-    return {piece.piece: rank for rank, piece in enumerate(normal)}
-
-
-def absorb_added_tokens(proto: Any, tokenizer: "PreTrainedTokenizerBase", path: Path) -> None:
+def absorb_added_tokens(proto: Any, tokenizer: "PreTrainedTokenizerBase", path: Path) -> range:
     """Give added tokens beyond the model (``<pad>`` at 32000) pieces of their own, which keeps their ids.
 
     New pieces get the next free ids of the model; without this they would take the added tokens' ids.
 
+    Returns:
+        The ids that the model did not hold before.
+
     Raises:
-        UserError: the added tokens' ids leave a gap, which a SentencePiece model cannot have.
+        UserError: the added tokens' ids leave a gap, which a SentencePiece model cannot have, or ``tokenizer.json``
+            holds further tokens that the model lacks.
     """
     added = tokenizer.added_tokens_decoder  # type: ignore[attr-defined]
+    old_size = len(proto.pieces)
     for token_id in sorted(added):
         if token_id < len(proto.pieces):
             continue
@@ -113,65 +91,17 @@ def absorb_added_tokens(proto: Any, tokenizer: "PreTrainedTokenizerBase", path: 
             )
         special = added[token_id].special
         proto.pieces.add(piece=added[token_id].content, score=0.0, type=CONTROL if special else USER_DEFINED)
+    for token, token_id in sorted(tokenizer.get_vocab().items(), key=lambda pair: pair[1]):
+        if token_id >= len(proto.pieces):
+            raise UserError(
+                f"{path}: has {old_size} pieces, but tokenizer.json gives {token!r} id {token_id}; the two files do "
+                "not belong together, so copy both again from one place"
+            )
+    return range(old_size, len(proto.pieces))
 
 
-def append_pieces(proto: Any, pieces: list[str]) -> None:
-    """Append ``pieces`` with scores that continue below the lowest old score, in their order."""
-    score = min((piece.score for piece in proto.pieces if piece.type == NORMAL), default=0.0)
-    for piece in pieces:
-        score = _next_lower_score(score)
+def append_pieces(proto: Any, pieces: Sequence[str], scores: Iterable[float]) -> None:
+    """Append ``pieces`` as ordinary ones with ``scores``."""
+    for piece, score in zip(pieces, scores, strict=True):
         proto.pieces.add(piece=piece, score=score, type=NORMAL)
     proto.trainer_spec.vocab_size = len(proto.pieces)
-
-
-def _next_lower_score(score: float) -> float:
-    """One less, or the next lower 32-bit float: next to -1e9, Mistral's lowest score, one less is no change."""
-    import numpy as np
-
-    return min(score - 1.0, float(np.nextafter(np.float32(score), np.float32(-np.inf))))
-
-
-def fast_vocabulary(proto: Any, absorbed: range) -> tuple[dict[str, int], list[list[str]]]:
-    """Vocabulary and merges of ``tokenizer.json`` for a model, ordered by score as transformers does.
-
-    Args:
-        proto: the widened model.
-        absorbed: ids of absorbed added tokens; text is split at them first, so nothing merges into them.
-    """
-    from transformers.convert_slow_tokenizer import generate_merges
-
-    vocabulary = {piece.piece: index for index, piece in enumerate(proto.pieces)}
-    mergeable = {token: index for token, index in vocabulary.items() if index not in absorbed}
-    scores = [(token, proto.pieces[index].score) for token, index in mergeable.items()]
-    return vocabulary, [list(pair) for pair in generate_merges(mergeable, scores)]
-
-
-def widen(
-    model: SentencePieceModel,
-    tokenizer: "PreTrainedTokenizerBase",
-    backend: dict[str, Any],
-    pieces: list[str],
-) -> list[str]:
-    """Append ``pieces`` and what they need to ``model.proto`` and to ``backend`` (both change in place).
-
-    Args:
-        model: the old model.
-        tokenizer: the old tokenizer, for its added tokens.
-        backend: its ``tokenizer.json`` as a mapping.
-        pieces: new pieces, in order of priority.
-
-    Returns:
-        The intermediate pieces that were added after ``pieces``.
-
-    Raises:
-        UserError: see :func:`absorb_added_tokens`.
-    """
-    old_size = len(model.proto.pieces)
-    intermediates = plan_intermediates(model, pieces)
-    absorb_added_tokens(model.proto, tokenizer, model.path)
-    absorbed = range(old_size, len(model.proto.pieces))
-    append_pieces(model.proto, pieces + intermediates)
-    vocabulary, merges = fast_vocabulary(model.proto, absorbed)
-    backend["model"]["vocab"] = vocabulary
-    backend["model"]["merges"] = merges
-    return intermediates

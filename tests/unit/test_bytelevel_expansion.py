@@ -11,9 +11,11 @@ from transformers import PreTrainedTokenizerBase
 
 from colossal_llama.errors import UserError
 from colossal_llama.tokenizer.bytelevel import byte_alphabet, is_whole_text, next_pair, spell, unspell
-from colossal_llama.tokenizer.expansion import VocabularyExpansion, expand_tokenizer, unreachable_pieces
+from colossal_llama.tokenizer.expansion import expand_tokenizer
+from colossal_llama.tokenizer.expansion_report import VocabularyExpansion
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.tokenizer.pieces import NOT_NORMAL, SPLIT
+from colossal_llama.tokenizer.reachability import unreachable_pieces
 from tests.helpers import assets
 
 PIECES = ["孔明", "曹操", "玄德", "饕餮", "却说孔明", "▁中国", "次回", "中国人民", "曰"]
@@ -141,7 +143,7 @@ def test_pieces_that_the_tokenizer_changes_or_splits_are_skipped(smollm2_tokeniz
         content["normalizer"] = {"type": "NFKC"}
 
     source = edited_copy(smollm2_tokenizer_dir, tmp_path / "source", normalize)
-    report = expand_tokenizer(source, ["ＡＢ", "第1回", "a▁b", "孔明"], tmp_path / "target")
+    report = expand_tokenizer(source, ["ＡＢ", "第1回", "孔明。", "孔明"], tmp_path / "target")
     assert report.pieces == ["孔明"]
     assert report.skipped == {NOT_NORMAL: 1, SPLIT: 2}
 

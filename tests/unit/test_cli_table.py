@@ -67,6 +67,8 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--source_tokenizer_dir": (REQUIRED,),
         "--target_tokenizer_dir": (REQUIRED,),
         "--expand_tokens_file": (REQUIRED,),
+        "--unreachable": ("repair",),
+        "--check_text": ([],),
         "--overwrite": (False,),
     },
     InitModelConfig: {
@@ -165,6 +167,7 @@ CHOICES = {
     "--encoder": {"auto", "tokenizers"},
     "--engine": {"local", "ray"},
     "--measure_on": {"held_out", "validation"},
+    "--unreachable": {"repair", "drop", "keep", "error"},
 }
 
 

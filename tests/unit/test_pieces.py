@@ -8,11 +8,15 @@ from colossal_llama.errors import UserError
 from colossal_llama.tokenizer import pieces as pieces_module
 from colossal_llama.tokenizer.pieces import (
     ALREADY_KNOWN,
+    BLANK,
+    BROKEN_TEXT,
     CONTROL_CHARACTER,
     DUPLICATE,
+    INNER_SPACE,
     SPECIAL,
     TOO_LONG,
     PieceSelection,
+    examples_by_reason,
     read_pieces,
     require_pieces,
     select_pieces,
@@ -79,9 +83,35 @@ def test_skipped_pieces_are_counted_by_reason() -> None:
 
 
 def test_space_and_its_mark_are_the_same_piece() -> None:
-    selection = select(["a b", "a▁b", " c"], known=("▁c",))
-    assert selection.pieces == ["a▁b"]
+    selection = select([" ab", "▁ab", " c"], known=("▁c",))
+    assert selection.pieces == ["▁ab"]
     assert selection.skipped == {DUPLICATE: 1, ALREADY_KNOWN: 1}
+
+
+def test_white_space_alone_or_inside_is_skipped() -> None:
+    selection = select([" ", "▁", "▁▁", "\u3000", "中 国", "of▁the", "，▁", "▁▁x", "▁x"])
+    assert selection.pieces == ["▁x"]
+    assert selection.skipped == {BLANK: 4, INNER_SPACE: 4}
+
+
+def test_every_skipped_piece_is_listed_as_it_was_given_with_its_reason() -> None:
+    selection = select(["你好", "a b", "你好", "坏\ufffd", "<s>"])
+    assert selection.left_out == [
+        ("a b", INNER_SPACE),
+        ("你好", DUPLICATE),
+        ("坏\ufffd", BROKEN_TEXT),
+        ("<s>", SPECIAL),
+    ]
+    many = [(str(number), DUPLICATE) for number in range(9)]
+    assert examples_by_reason([*many, ("x" * 99, TOO_LONG)]) == {
+        DUPLICATE: ["0", "1", "2"],
+        TOO_LONG: ["x" * 40 + "..."],
+    }
+
+
+def test_special_tokens_are_found_as_text_not_as_patterns() -> None:
+    selection = select(["a.c", "abc", "x[y"], special=("a.c", "[", ""))
+    assert selection.pieces == ["abc"]
 
 
 def test_html_tags_are_ordinary_pieces() -> None:

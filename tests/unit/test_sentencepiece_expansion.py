@@ -3,16 +3,20 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from colossal_llama.errors import UserError
-from colossal_llama.tokenizer.expansion import VocabularyExpansion, expand_tokenizer
+from colossal_llama.tokenizer import families
+from colossal_llama.tokenizer.expansion import expand_tokenizer
+from colossal_llama.tokenizer.expansion_report import VocabularyExpansion
 from colossal_llama.tokenizer.fingerprint import tokenizer_fingerprint
 from colossal_llama.tokenizer.loading import load_tokenizer
 from colossal_llama.tokenizer.sentencepiece import read_model
 from tests.helpers import assets
+from tests.helpers.sentencepiece_models import build_model, write_dir
 
 # 饕餮: neither character is in the old vocabulary; 孔明曰之 has no halves in it; a tie: 三十|九 and 三|十九.
 PIECES = ["中国", "孔明", "曹操", "三十", "十九", "三十九", "饕餮", "孔明曰之", "▁你好", "，却说", "玄德"]
@@ -146,7 +150,40 @@ def test_a_gap_before_an_added_token_is_refused(sentencepiece_dir: Path, tmp_pat
     (source / "tokenizer.json").write_text(json.dumps(model), encoding="utf-8")
     with pytest.raises(UserError, match=r"'<pad>' has id 32001.*gap"):
         expand_tokenizer(source, PIECES, tmp_path / "target")
+    del model["model"]["vocab"]["<pad>"]
+    model["added_tokens"].pop()
+    (source / "tokenizer.json").write_text(json.dumps(model), encoding="utf-8")
+    with pytest.raises(UserError, match=r"has 32000 pieces, but tokenizer.json gives '<gap>' id 32000"):
+        expand_tokenizer(source, PIECES, tmp_path / "target")
     assert not (tmp_path / "target").exists()
+
+
+def test_an_old_piece_without_halves_becomes_reachable_in_both_versions(tmp_path: Path) -> None:
+    """xyz was never produced; with the new xy it is, and before any other new piece."""
+    scores = {"▁": -1.0, "x": -2.0, "y": -3.0, "z": -4.0, "xyz": -5.0}
+    source = write_dir(tmp_path / "source", build_model("bpe", scores))
+    report = expand_tokenizer(source, ["xy", "zz"], tmp_path / "target", check_texts={"a": ["xyz", "xyzz", "xzy"]})
+    for use_fast in (True, False):
+        new = AutoTokenizer.from_pretrained(str(tmp_path / "target"), use_fast=use_fast)
+        assert new.tokenize("xyz") == ["▁", "xyz"]
+    counts = report.comparisons[1]
+    assert (counts.changed, counts.changed_without_new) == (2, 2)
+    assert counts.examples["changed_without_new"] == "▁|x|y|z instead of ▁|xyz"
+
+
+def test_other_ids_in_the_slow_tokenizer_are_refused(
+    sentencepiece_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def write_swapped(folder: Path, proto: Any, backend: dict[str, Any]) -> None:
+        one, other = proto.pieces[-1], proto.pieces[-2]
+        one.piece, other.piece = other.piece, one.piece
+        write(folder, proto, backend)
+
+    write = families._write_sentencepiece
+    monkeypatch.setattr(families, "_write_sentencepiece", write_swapped)
+    with pytest.raises(UserError, match=r"slow LlamaTokenizer would give '中国' id 32001 instead of 32000"):
+        expand_tokenizer(sentencepiece_dir, ["中国", "大人"], tmp_path / "target")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_broken_models_are_refused_without_a_trace(sentencepiece_dir: Path, tmp_path: Path) -> None:

@@ -145,7 +145,7 @@ def test_tokenizer_report_and_errors(
     assert init_tokenizer.main(flags) == 0
     printed = capsys.readouterr().out
     assert "32000 -> 32003" in printed  # 孔明 needs 孔
-    assert "pieces added: 2; skipped: 1 given twice" in printed
+    assert "pieces added: 2; skipped: 1\n  1 given twice, such as '中国'\n" in printed
     assert init_tokenizer.main(flags) == 2
     assert "add --overwrite" in capsys.readouterr().err
     assert init_tokenizer.main([*flags, "--overwrite"]) == 0
