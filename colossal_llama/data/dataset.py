@@ -31,12 +31,16 @@ def labels_of(input_ids: np.ndarray, learned: np.ndarray) -> np.ndarray:
     return labels
 
 
-class _Part:
-    """One part folder; rows are read as views of the mapped file."""
+class PartRows:
+    """The rows of one part folder, read as views of the mapped file.
 
-    def __init__(self, folder: Path, flag: str) -> None:
+    Args:
+        folder: the part.
+        table: of :func:`load_table`.
+    """
+
+    def __init__(self, folder: Path, table: "pyarrow.Table") -> None:
         self.folder = folder
-        table = load_table(folder, flag)
         self.has_lengths = _holds_lengths(table)
         names = [IDS, LEARNED if LEARNED in table.column_names else LABELS] + [LENGTHS] * self.has_lengths
         # Offsets of all rows would be copied into every access otherwise.
@@ -48,6 +52,7 @@ class _Part:
         self.rows = int(self._starts[-1])
 
     def row(self, index: int) -> dict[str, np.ndarray]:
+        """Row ``index``: ``input_ids``, ``labels`` and, if the part has them, ``seq_lengths``, int32 each."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         local = index - int(self._starts[number])
         row = {
@@ -59,6 +64,7 @@ class _Part:
         return row
 
     def longest_row(self) -> int:
+        """Tokens of the longest row."""
         offsets = [chunk[IDS][1] for chunk in self._chunks]
         return max((int(np.diff(ends).max()) for ends in offsets if len(ends) > 1), default=0)
 
@@ -127,11 +133,11 @@ class PackedDataset:
         self._flag = flag
         self.parts: list[Path] = []
         self.manifests: list[Manifest | None] = []
-        self._parts: list[_Part] = []
+        self._parts: list[PartRows] = []
         if not paths:
             raise UserError(f"{flag}: expected at least one folder of a prepared dataset")
         for path in paths:
-            opened = [_Part(folder, flag) for folder in part_folders(Path(path), flag)]
+            opened = [PartRows(folder, load_table(folder, flag)) for folder in part_folders(Path(path), flag)]
             if not any(part.rows for part in opened):
                 raise UserError(f"{flag} {path}: holds no row; prepare it with fewer bins or more documents")
             self._parts.extend(opened)
@@ -164,7 +170,7 @@ class PackedDataset:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._flag = state["flag"]
         self.parts = state["paths"]
-        self._parts = [_Part(folder, self._flag) for folder in self.parts]
+        self._parts = [PartRows(folder, load_table(folder, self._flag)) for folder in self.parts]
         self.manifests = [_manifest_of(folder, self._flag) for folder in self.parts]
         self.bucket_sizes = [part.rows for part in self._parts]
         self._starts = np.cumsum([0, *self.bucket_sizes])

@@ -48,10 +48,26 @@ class EvaluationNgrams:
                 found.append(hashes)
             else:
                 self.too_short += 1
-        self._hashes = np.unique(np.concatenate(found))
+        self._take(np.unique(np.concatenate(found)))
+
+    def _take(self, hashes: np.ndarray) -> None:
+        self._hashes = hashes
         # Nearly every n-gram of a training text is turned away by one look into this.
         self._filter = np.zeros(1 << _FILTER_BITS, dtype=bool)
-        self._filter[self._filter_places(self._hashes)] = True
+        self._filter[self._filter_places(hashes)] = True
+
+    def save(self, path: Path) -> None:
+        """Write the n-grams as a ``.npy`` file, which is complete or absent."""
+        scratch = path.with_suffix(".tmp.npy")
+        np.save(scratch, self._hashes)
+        scratch.rename(path)
+
+    @classmethod
+    def load(cls, path: Path, n: int = DEFAULT_N) -> "EvaluationNgrams":
+        """What :meth:`save` wrote, mapped, so that processes share it; the numbers of texts are not known any more."""
+        result = cls([], n)
+        result._take(np.load(path, mmap_mode="r"))
+        return result
 
     @classmethod
     def from_files(cls, paths: Sequence[str | Path], n: int = DEFAULT_N, flag: str = "") -> "EvaluationNgrams":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from colossal_llama.constants import IGNORE_INDEX, MANIFEST_FILE, PART_PREFIX
-from colossal_llama.data.dataset import LABELS, LEARNED, labels_of, load_table, part_folders
+from colossal_llama.data.dataset import IDS, LABELS, LENGTHS, PartRows, load_table, part_folders
 from colossal_llama.errors import UserError
 
 if TYPE_CHECKING:
@@ -39,26 +39,20 @@ class PackedRow:
 
 @dataclass(frozen=True, slots=True)
 class PreparedPart:
-    """A part folder, mapped."""
+    """A part folder, mapped: its rows as training reads them, and all columns."""
 
     name: str
     table: "pyarrow.Table"
+    rows: PartRows
 
     def row(self, index: int) -> PackedRow:
         """Row ``index`` of this part; without the columns that preparation adds it is one document."""
-
-        def column(name: str) -> Any:
-            return self.table.column(name)[index].values
-
-        input_ids = column("input_ids").to_numpy().astype(np.int32)
-        names = self.table.column_names
-        if LEARNED in names:
-            labels = labels_of(input_ids, column(LEARNED).to_numpy())
-        else:
-            labels = column(LABELS).to_numpy().astype(np.int32)
-        lengths = column("seq_lengths").to_pylist() if "seq_lengths" in names else [len(input_ids)]
-        categories = column("category").to_pylist() if "category" in names else [""] * len(lengths)
-        return PackedRow(input_ids, labels, lengths, categories)
+        row = self.rows.row(index)
+        lengths = row[LENGTHS].tolist() if LENGTHS in row else [len(row[IDS])]
+        categories = [""] * len(lengths)
+        if "category" in self.table.column_names:
+            categories = self.table.column("category")[index].values.to_pylist()
+        return PackedRow(row[IDS], row[LABELS], lengths, categories)
 
 
 @dataclass(frozen=True)
@@ -105,7 +99,14 @@ def open_prepared(path: Path, flag: str) -> PreparedFolder:
     folders = folders or part_folders(path, flag)
     if folders == [path]:
         manifest = read_raw_manifest(path.resolve().parent)
-    return PreparedFolder(manifest, [PreparedPart(folder.name, load_table(folder, flag)) for folder in folders])
+    tables = [load_table(folder, flag) for folder in folders]
+    return PreparedFolder(
+        manifest,
+        [
+            PreparedPart(folder.name, table, PartRows(folder, table))
+            for folder, table in zip(folders, tables, strict=True)
+        ],
+    )
 
 
 def read_raw_manifest(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,9 @@ VALIDATION = "validation"
 REJECTS_FILE = "rejects.jsonl"
 """Lists the records that were rejected, beside the manifest."""
 
+EVALUATION_FILE = "evaluation.npy"
+"""N-grams of the evaluation texts, in the scratch folder."""
+
 DETECT_RECORDS = 100
 """Records of a file by which its format is recognised."""
 
@@ -83,7 +86,7 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
     """
     started = time.monotonic()
     files = [list_input_files(spec, "--data_input_dirs") for spec in job.inputs]
-    check_evaluation_files(job.settings.screening)
+    evaluation = read_evaluation_files(job.settings.screening)
     control = job.template.control_tokens if job.template else []
     setup = TokenizeSetup(
         spec=encoder_spec(job.tokenizer, "--tokenizer_dir", control, job.encoder),
@@ -98,7 +101,7 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
         check_outputs(job)
     try:
         with open_workplace(place):
-            manifest = _finish(place) if place.is_complete() else _prepare_in(place, job, setup, files)
+            manifest = _finish(place) if place.is_complete() else _prepare_in(place, job, setup, files, evaluation)
     except OSError as error:
         where = error.filename or job.arrow_dir
         raise UserError(
@@ -116,8 +119,18 @@ def _finish(place: Workplace) -> Manifest:
     return manifest
 
 
-def _prepare_in(place: Workplace, job: PrepareJob, setup: TokenizeSetup, files: list[list[InputFile]]) -> Manifest:
+def _prepare_in(
+    place: Workplace,
+    job: PrepareJob,
+    setup: TokenizeSetup,
+    files: list[list[InputFile]],
+    evaluation: EvaluationNgrams | None,
+) -> Manifest:
     print(f"tokenising with {'sentencepiece' if setup.spec.sentencepiece else 'tokenizers'}", flush=True)
+    if evaluation is not None:
+        path = place.scratch / EVALUATION_FILE
+        evaluation.save(path)
+        setup = replace(setup, evaluation=str(path))
     corpus, shards = _tokenize_all(job, setup, files, place.scratch)
     _check_anything_left(job, files, corpus)
     repeated = _drop_duplicates(job.settings.screening, corpus, place.scratch, shards)
@@ -153,21 +166,23 @@ def write_rejects(rejects: Sequence[Reject], path: Path) -> None:
                 file.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
 
 
-def check_evaluation_files(screening: Screening) -> None:
-    """Read the evaluation files once before any worker does.
+def read_evaluation_files(screening: Screening) -> EvaluationNgrams | None:
+    """The n-grams of the evaluation files, read once for all workers; None without such files.
 
     Raises:
-        UserError: a file cannot be used.
+        UserError: a file cannot be used, or the library for near duplicates is missing.
     """
     if screening.near is not None:
         require_datasketch("--deduplicate near")
-    if screening.evaluation_files:
-        found = EvaluationNgrams.from_files(screening.evaluation_files, flag="--decontaminate")
-        print(
-            f"decontamination: {found.texts:,} evaluation texts, {len(found):,} {found.n}-grams; "
-            f"{found.too_short:,} texts too short to be found",
-            flush=True,
-        )
+    if not screening.evaluation_files:
+        return None
+    found = EvaluationNgrams.from_files(screening.evaluation_files, flag="--decontaminate")
+    print(
+        f"decontamination: {found.texts:,} evaluation texts, {len(found):,} {found.n}-grams; "
+        f"{found.too_short:,} texts too short to be found",
+        flush=True,
+    )
+    return found
 
 
 def _drop_duplicates(screening: Screening, corpus: Corpus, scratch: Path, shards: int) -> np.ndarray:

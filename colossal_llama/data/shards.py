@@ -76,6 +76,7 @@ class TokenizeSetup:
         options: how records are read.
         skip_bad_records: reject bad records instead of stopping at the first.
         screening: what is looked for in texts.
+        evaluation: file of :meth:`EvaluationNgrams.save`, where ``screening`` names evaluation files.
     """
 
     spec: EncoderSpec
@@ -84,6 +85,7 @@ class TokenizeSetup:
     options: FormatOptions = field(default_factory=FormatOptions)
     skip_bad_records: bool = False
     screening: Screening = field(default_factory=Screening)
+    evaluation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -183,9 +185,7 @@ class ShardMaker:
             self._conversations = ConversationTokenizer(encoder, setup.template, setup.max_length)
         screening = setup.screening
         self._quality = QualityFilter(screening.quality) if screening.quality else None
-        self._evaluation = None
-        if screening.evaluation_files:
-            self._evaluation = EvaluationNgrams.from_files(screening.evaluation_files, flag="--decontaminate")
+        self._evaluation = EvaluationNgrams.load(Path(setup.evaluation)) if setup.evaluation else None
         self._signer = NearDuplicateSigner(screening.near) if screening.near else None
 
     def make(self, task: ShardTask) -> int:

@@ -80,3 +80,16 @@ def test_unusable_files_are_refused(tmp_path: Path, name: str, content: bytes | 
 def test_n_must_be_positive() -> None:
     with pytest.raises(ValueError, match="n must be at least 1"):
         EvaluationNgrams(["a"], 0)
+
+
+def test_saved_ngrams_find_the_same(tmp_path: Path) -> None:
+    ngrams = EvaluationNgrams([ENGLISH, CHINESE, "too short"])
+    ngrams.save(tmp_path / "a.npy")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+    loaded = EvaluationNgrams.load(tmp_path / "a.npy")
+    assert len(loaded) == len(ngrams)
+    for text in (ENGLISH, CHINESE, f"before {ENGLISH} after", CHINESE[3:], "nothing of it " * 9):
+        assert loaded.hit(text) == ngrams.hit(text)
+    assert loaded.hit(ENGLISH) is not None
+    EvaluationNgrams([]).save(tmp_path / "a.npy")
+    assert EvaluationNgrams.load(tmp_path / "a.npy").hit(ENGLISH) is None

@@ -15,6 +15,7 @@ import pytest
 
 from colossal_llama.commands.prepare_pretrain_dataset import main as pretrain_main
 from colossal_llama.commands.prepare_sft_dataset import main as sft_main
+from colossal_llama.data import decontamination
 from colossal_llama.data.dataset import PackedDataset
 from tests.helpers.assets import sanguo_text
 from tests.helpers.corpus import write_jsonl
@@ -142,6 +143,25 @@ def test_near_duplicates_over_files_and_shards(
     rejects = [json.loads(line) for line in (tmp_path / "out/rejects.jsonl").open(encoding="utf-8")]
     assert [reject["where"].rsplit("/", 1)[1] for reject in rejects] == [f"b.jsonl:{line}" for line in (16, 17, 18, 19)]
     assert sum(part["documents"] for part in manifest["parts"]) == 42
+
+
+def test_evaluation_files_are_read_once(
+    tmp_path: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    question = sanguo_text()[5000:5040]
+    write_jsonl(tmp_path / "in/a.jsonl", [*texts(20), {"target": question}])
+    write_jsonl(tmp_path / "questions.jsonl", [{"question": question}])
+    read = decontamination._read_texts
+
+    def read_and_remove(path: Path, flag: str) -> list[str]:
+        found = list(read(path, flag))
+        path.write_text("", encoding="utf-8")
+        return found
+
+    monkeypatch.setattr(decontamination, "_read_texts", read_and_remove)
+    more = ["--decontaminate", str(tmp_path / "questions.jsonl"), "--num_workers", "2"]
+    assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "out", *more)) == 0
+    assert manifest_of(tmp_path / "out")["dropped"] == {"holds an evaluation text": 1}
 
 
 def test_quality_and_decontamination(tmp_path: Path, tokenizer_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
