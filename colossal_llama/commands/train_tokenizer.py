@@ -29,7 +29,7 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
         UserError: an output exists, an input is missing or broken, nothing would save a token, or the target
             compression is out of reach.
     """
-    _check_outputs(config)
+    _check_before_work(config)
     corpus = _read_corpus(config)
     found = _mine(config, corpus)
     pieces = [mined.piece for mined in found]
@@ -45,11 +45,14 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
     print(f"{count:,} pieces written to {config.output_file}")
 
 
-def _check_outputs(config: TrainTokenizerConfig) -> None:
+def _check_before_work(config: TrainTokenizerConfig) -> None:
     for name in ("output_file", "plot"):
         value = getattr(config, name)
         if value is not None and (Path(value).is_dir() or (Path(value).exists() and not config.overwrite)):
             raise UserError(f"--{name} {value} already exists; choose another file or add --overwrite")
+    from colossal_llama.tokenizer.loading import check_tokenizer_folder
+
+    check_tokenizer_folder(Path(config.source_tokenizer_dir), "--source_tokenizer_dir")
     if config.plot is not None:
         from colossal_llama.tokenizer.curve_plot import require_matplotlib
 

@@ -239,7 +239,7 @@ def test_another_vocabulary_is_merged(
         assert len(vocabulary.encode(json.loads(line)["piece"], add_special_tokens=False)) == 1
 
 
-@pytest.mark.parametrize("script", ["init_tokenizer", "init_model", "train_tokenizer"])
+@pytest.mark.parametrize("script", ["init_tokenizer", "init_model", "train_tokenizer", "tokenizer_report"])
 def test_help_prints_without_the_heavy_libraries(script: str) -> None:
     code = f"import sys; from colossal_llama.commands.{script} import main\n"
     code += "try: main(['--help'])\n"
