@@ -2,8 +2,9 @@
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from colossal_llama.constants import CONFIG_FILE
 from colossal_llama.errors import UserError
 from colossal_llama.quiet import quiet_transformers
 
@@ -31,19 +32,35 @@ def load_causal_lm(
     Raises:
         UserError: the folder is missing, holds no model, or weights are missing or unreadable.
     """
-    if not (path / "config.json").is_file():
-        raise UserError(f"{flag} {path}: no config.json here; give a local Hugging Face model folder")
+    return _from_pretrained(
+        path,
+        flag,
+        torch_dtype=dtype or stored_dtype(path) or "auto",
+        attn_implementation=attn_implementation,
+        low_cpu_mem_usage=True,
+    )
+
+
+def outline_causal_lm(path: Path, flag: str) -> "PreTrainedModel":
+    """The model of a local folder without its weights: every parameter on the meta device, tied as the model ties them.
+
+    Only the headers of the weights' files are read.
+
+    Raises:
+        UserError: as :func:`load_causal_lm`, whatever the headers tell.
+    """
+    return _from_pretrained(path, flag, torch_dtype="auto", device_map="meta")
+
+
+def _from_pretrained(path: Path, flag: str, **options: Any) -> "PreTrainedModel":
+    if not (path / CONFIG_FILE).is_file():
+        raise UserError(f"{flag} {path}: no {CONFIG_FILE} here; give a local Hugging Face model folder")
     from transformers import AutoModelForCausalLM
 
     with quiet_transformers():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                str(path),
-                torch_dtype=dtype or stored_dtype(path) or "auto",
-                attn_implementation=attn_implementation,
-                local_files_only=True,
-                low_cpu_mem_usage=True,
-                output_loading_info=True,
+                str(path), local_files_only=True, output_loading_info=True, **options
             )
         except Exception as error:  # OSError, ValueError, SafetensorError and more, by what is broken
             reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -89,15 +106,18 @@ def copy_beside_model(tokenizer_dir: Path, folder: Path) -> None:
             shutil.copyfile(path, folder / path.name)
 
 
-def save_model(model: "PreTrainedModel", source: Path, folder: Path) -> None:
-    """Save ``model`` as sharded safetensors, with the generation settings of ``source`` byte for byte."""
+def save_as_safetensors(source: Path, flag: str, folder: Path) -> None:
+    """Save a model whose weights are stored in another format (``pytorch_model.bin``) as safetensors and config.json.
+
+    The whole model passes through memory.
+
+    Raises:
+        UserError: the model cannot be read.
+    """
     from transformers import GenerationConfig
 
-    settings = source / "generation_config.json"
-    if settings.is_file():
-        # save_pretrained refuses settings that contradict themselves, as Llama 2's published ones do.
-        model.generation_config = GenerationConfig()
+    model = load_causal_lm(source, flag)
+    # save_pretrained refuses settings that contradict themselves, as Llama 2's published ones do.
+    model.generation_config = GenerationConfig()
     with quiet_transformers():
         model.save_pretrained(str(folder), safe_serialization=True)
-    if settings.is_file():
-        shutil.copyfile(settings, folder / settings.name)

@@ -17,8 +17,9 @@ from colossal_llama.config.io import write_config
 from colossal_llama.config.prepare import PretrainPrepareConfig, SftPrepareConfig
 from colossal_llama.config.quickstart import QuickstartConfig
 from colossal_llama.config.train import PLUGIN_NAMES, TrainConfig
-from colossal_llama.config.vocabulary import InitModelConfig, InitTokenizerConfig, MineTokensConfig
+from colossal_llama.config.vocabulary import INIT_METHOD_NAMES, InitModelConfig, InitTokenizerConfig, MineTokensConfig
 from colossal_llama.errors import UserError
+from colossal_llama.model.new_rows import INIT_METHODS
 from colossal_llama.plugins import PLUGINS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,6 +74,9 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--target_tokenizer_path": (REQUIRED,),
         "--target_model_path": (REQUIRED,),
         "--pad_to_multiple_of": (1,),
+        "--init_method": ("mean",),
+        "--auxiliary_embeddings": (None,),
+        "--seed": (42,),
         "--overwrite": (False,),
     },
     PretrainPrepareConfig: PREPARE,
@@ -162,6 +166,7 @@ CHOICES = {
     "--quality": {"none", "gopher"},
     "--sub_dataset_by": {"input", "category"},
     "--engine": {"local", "ray"},
+    "--init_method": {"mean", "weighted_mean", "global_mean", "gaussian", "random", "focus"},
     "--measure_on": {"held_out", "validation"},
 }
 
@@ -198,6 +203,10 @@ def test_choices_stay_and_every_flag_says_its_default(config_class: type) -> Non
 
 def test_plugin_choices_are_the_registered_plugins() -> None:
     assert sorted(PLUGINS.names()) == sorted(PLUGIN_NAMES)
+
+
+def test_initialisation_choices_are_the_registered_methods() -> None:
+    assert INIT_METHODS.names() == list(INIT_METHOD_NAMES)
 
 
 def arguments_of_example(example: str, folder: Path) -> list[str]:

@@ -1,0 +1,128 @@
+"""From a stored model to a wider one, file by file: memory for the embeddings, not for the model."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colossal_llama.constants import CONFIG_FILE
+from colossal_llama.errors import UserError
+from colossal_llama.model.embeddings import (
+    InitSettings,
+    WideningReport,
+    find_row_tensors,
+    plan_widening,
+    report_widening,
+    rows_needed,
+)
+from colossal_llama.model.loader import read_model_config
+from colossal_llama.model.new_rows import NewTokens
+from colossal_llama.model.pretrained import outline_causal_lm, save_as_safetensors
+from colossal_llama.model.stored_tensors import (
+    INDEX_FILE,
+    ITEM_BYTES,
+    SINGLE_FILE,
+    checkpoint_tensors,
+    read_index,
+    write_checkpoint,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OTHER_FORMATS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Weights that transformers can read and this module cannot."""
+
+_GENERATION_FILE = "generation_config.json"
+_CONFIG_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_WIDTHS: dict[Any, int] = {name: ITEM_BYTES[dtype] for dtype, name in _CONFIG_DTYPES.items()}
+
+
+def check_checkpoint(source: Path, flag: str) -> None:
+    """Refuse what is no complete checkpoint, by the headers of its files; takes no time.
+
+    Raises:
+        UserError: the folder, its ``config.json`` or weights are missing, truncated or damaged.
+    """
+    read_model_config(source, flag)
+    if not _is_other_format(source):
+        checkpoint_tensors(source, flag)
+
+
+def _is_other_format(source: Path) -> bool:
+    has_safetensors = any((source / name).is_file() for name in (SINGLE_FILE, INDEX_FILE))
+    return not has_safetensors and any((source / name).is_file() for name in OTHER_FORMATS)
+
+
+def widen_checkpoint(
+    source: Path, flag: str, folder: Path, tokens: NewTokens, pad_to_multiple_of: int, settings: InitSettings
+) -> WideningReport:
+    """Write the model of ``source`` with rows for new tokens: weights, ``config.json``, generation settings.
+
+    Old rows and all other tensors keep their bits and dtypes. Memory is needed for one old matrix and one block of
+    new rows, plus what the method needs. Weights in ``pytorch_model.bin`` pass through memory and a temporary copy.
+
+    Args:
+        source: Hugging Face model folder.
+        flag: the flag that named it, for messages.
+        folder: an existing folder to write into.
+        tokens: the step to the wider vocabulary.
+        pad_to_multiple_of: the number of rows becomes a multiple of this.
+        settings: how new rows start; the deviation is taken from the model's configuration.
+
+    Raises:
+        UserError: the checkpoint is broken, or the model does not fit the old ids.
+        OSError: the folder cannot be written.
+    """
+    stored_at = source
+    if _is_other_format(source):
+        stored_at = folder / ".converted"
+        save_as_safetensors(source, flag, stored_at)
+    outline = outline_causal_lm(stored_at, flag)
+    stored = checkpoint_tensors(stored_at, flag)
+    tensors = find_row_tensors(outline, stored)
+    rows = rows_needed(tensors[0].rows, tokens, pad_to_multiple_of, str(source))
+    deviation = getattr(outline.config, "initializer_range", None) or InitSettings.deviation
+    settings = dataclasses.replace(settings, deviation=deviation)
+    wider = plan_widening(tensors, rows, tokens, settings)
+    index = None if (stored_at / SINGLE_FILE).is_file() else read_index(stored_at)
+    write_checkpoint(stored, index, {name: one.replacement() for name, one in wider.items()}, folder)
+    _write_config(outline, source, tensors[0].stored.dtype, rows, folder)
+    if (source / _GENERATION_FILE).is_file():
+        shutil.copyfile(source / _GENERATION_FILE, folder / _GENERATION_FILE)
+    if stored_at != source:
+        shutil.rmtree(stored_at)
+    _check_result(folder, rows)
+    return report_widening(tensors, wider, rows, tokens, settings)
+
+
+def _write_config(outline: "PreTrainedModel", source: Path, dtype: str, rows: int, folder: Path) -> None:
+    """The source's ``config.json`` with the new number of rows; everything else stays as it was written.
+
+    Where it names a dtype that cannot hold what the embeddings are stored in, it names theirs from now on: whoever
+    loads the model as the configuration says would lose bits.
+    """
+    content: dict[str, Any] = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))
+    text_config = outline.config.get_text_config()
+    key = text_config.attribute_map.get("vocab_size", "vocab_size")
+    place = content
+    if text_config is not outline.config:
+        place = next((one for one in content.values() if isinstance(one, dict) and key in one), content)
+    place[key] = rows
+    named, actual = content.get("torch_dtype"), _CONFIG_DTYPES[dtype]
+    if named in _WIDTHS and named != actual and _WIDTHS[named] <= _WIDTHS[actual]:
+        content["torch_dtype"] = actual
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def _check_result(folder: Path, rows: int) -> None:
+    """Open the outline of what was written, as a user's transformers would."""
+    outline = outline_causal_lm(folder, "the wider model in")
+    found = [outline.get_input_embeddings().weight.shape[0], outline.config.get_text_config().vocab_size]
+    if found != [rows, rows]:
+        raise UserError(
+            f"the wider {outline.config.model_type} model would have {found[0]} rows and vocab_size {found[1]} "
+            f"instead of {rows}; models of this type cannot be widened"
+        )
