@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*.bin*")
 """Patterns of the files that make a folder a model's; everything else beside a tokenizer is kept."""
 
-_FLOAT_WIDTH = {"F64": 3, "F32": 2, "BF16": 1, "F16": 1}
-
 
 def load_causal_lm(
     path: Path, flag: str, dtype: "torch.dtype | None" = None, attn_implementation: str | None = None
@@ -49,7 +47,15 @@ def outline_causal_lm(path: Path, flag: str) -> "PreTrainedModel":
     Raises:
         UserError: as :func:`load_causal_lm`, whatever the headers tell.
     """
-    return _from_pretrained(path, flag, torch_dtype="auto", device_map="meta")
+    from transformers.utils import logging as transformers_logging
+
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()  # it takes a moment, whatever the model's size
+    try:
+        return _from_pretrained(path, flag, torch_dtype="auto", device_map="meta")
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _from_pretrained(path: Path, flag: str, **options: Any) -> "PreTrainedModel":
@@ -72,24 +78,38 @@ def _from_pretrained(path: Path, flag: str, **options: Any) -> "PreTrainedModel"
 
 
 def stored_dtype(path: Path) -> "torch.dtype | None":
-    """The widest floating dtype in a folder's safetensors files, or None when there are none.
+    """The widest floating dtype in a folder's weights (safetensors, else ``pytorch_model*.bin``), or None.
 
-    ``config.json`` may name a narrower one than the weights are stored in; following it would lose bits.
+    ``config.json`` may name a narrower one than the weights are stored in; following it would lose bits. None where
+    there are no weights or where they are broken, which from_pretrained reports.
     """
     import torch
-    from safetensors import SafetensorError, safe_open
 
-    widest = None
-    for file in sorted(path.glob("*.safetensors")):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                names = {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError):
-            return None  # from_pretrained reports the broken file
-        candidates = [name for name in names if name in _FLOAT_WIDTH]
-        widest = max([*candidates, *([widest] if widest else [])], key=_FLOAT_WIDTH.__getitem__, default=None)
     dtypes = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-    return dtypes[widest] if widest else None
+    files = sorted(path.glob("*.safetensors"))
+    try:
+        if files:
+            found = {dtypes[name] for file in files for name in _dtype_names(file) if name in dtypes}
+        else:
+            found = {dtype for file in sorted(path.glob("pytorch_model*.bin")) for dtype in _pickled_dtypes(file)}
+    except Exception:  # SafetensorError, OSError, RuntimeError, UnpicklingError, by what is broken
+        return None
+    widest = list(dtypes.values())
+    return min(found.intersection(widest), key=widest.index, default=None)
+
+
+def _dtype_names(file: Path) -> set[str]:
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as tensors:
+        return {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
+
+
+def _pickled_dtypes(file: Path) -> "set[torch.dtype]":
+    import torch
+
+    state = torch.load(str(file), map_location="meta", weights_only=True, mmap=True)
+    return {tensor.dtype for tensor in state.values() if isinstance(tensor, torch.Tensor)}
 
 
 def is_model_file(path: Path) -> bool:

@@ -79,8 +79,8 @@ def widen_checkpoint(
     if _is_other_format(source):
         stored_at = folder / ".converted"
         save_as_safetensors(source, flag, stored_at)
+    stored = checkpoint_tensors(stored_at, flag)  # first: it names what is broken, transformers does not always
     outline = outline_causal_lm(stored_at, flag)
-    stored = checkpoint_tensors(stored_at, flag)
     tensors = find_row_tensors(outline, stored)
     rows = rows_needed(tensors[0].rows, tokens, pad_to_multiple_of, str(source))
     deviation = getattr(outline.config, "initializer_range", None) or InitSettings.deviation
