@@ -65,7 +65,7 @@ def _plan(
     from colossal_llama.tokenizer.sub_tokens import vocabulary_growth
 
     growth = vocabulary_growth(old, new)
-    tokens = NewTokens(growth.old_ids, growth.new_ids, growth.sub_tokens, growth.sub_token_bytes)
+    tokens = NewTokens(growth.old_ids, growth.new_ids, growth.sub_tokens, growth.sub_token_lengths)
     auxiliary = None
     if config.auxiliary_embeddings is not None:
         auxiliary = read_auxiliary(Path(config.auxiliary_embeddings), new.get_vocab(), growth.old_ids)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BLOCK = 1024
 """Rows computed at a time: 16 MiB of float32 for a model 4,096 wide."""
 
-POSITION_DECAY = 0.9
+POSITION_DECAY = 0.8
 """Factor between the weights of neighbouring sub-tokens in ``weighted_mean``; see :func:`position_weights`."""
 
 Role = Literal["input", "output", "tied"]
@@ -35,13 +35,13 @@ class NewTokens:
         new_ids: the ids to add, ascending, none of them an old one.
         sub_tokens: for each new id, the old ids that it replaces in running text, in their order; empty where
             the old tokenizer knows nothing of it.
-        sub_token_bytes: for each of ``sub_tokens``, the bytes of text that it stands for; at least 1.
+        sub_token_lengths: for each of ``sub_tokens``, the characters of text that it stands for; at least 1.
     """
 
     old_ids: Sequence[int]
     new_ids: Sequence[int]
     sub_tokens: Sequence[Sequence[int]]
-    sub_token_bytes: Sequence[Sequence[int]]
+    sub_token_lengths: Sequence[Sequence[int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,12 +86,12 @@ def mean(old: OldRows, tokens: NewTokens) -> "Iterator[torch.Tensor]":
 
 @INIT_METHODS.register("weighted_mean")
 def weighted_mean(old: OldRows, tokens: NewTokens) -> "Iterator[torch.Tensor]":
-    """The sub-tokens' rows weighted by their bytes of text and by their position (:func:`position_weights`)."""
+    """The sub-tokens' rows weighted by their characters and by their position (:func:`position_weights`)."""
     for at in _blocks(tokens):
         groups = tokens.sub_tokens[at]
         weights = [
-            [size * factor for size, factor in zip(sizes, position_weights(len(sizes), old.role), strict=True)]
-            for sizes in tokens.sub_token_bytes[at]
+            [length * factor for length, factor in zip(lengths, position_weights(len(lengths), old.role), strict=True)]
+            for lengths in tokens.sub_token_lengths[at]
         ]
         yield combine_rows(old, groups, weights)
 
@@ -167,14 +167,14 @@ def position_weights(count: int, role: Role) -> list[float]:
 
     The output row of a token must be found where the model used to predict its first sub-token, so there the
     first one weighs most; after the input row the model goes on as after the last sub-token, so there the last
-    one does. Tied rows are weighted like input rows.
+    one does. Tied rows are weighted like output rows. docs/embeddings.md has the measurements behind this.
 
     Two orders of the same sub-tokens get different rows: a row is fixed by the sum of the factors at the places
-    of each sub-token, and no two different sets of powers of 9/10 have the same sum, because 9/10 is no root of
-    a polynomial with coefficients -1, 0 and 1 (9 would have to divide its last one).
+    of each sub-token, and no two different sets of powers of 4/5 have the same sum, because 4/5 is no root of
+    a polynomial with coefficients -1, 0 and 1 (4 would have to divide its last one).
     """
     weights = [POSITION_DECAY**step for step in range(count)]
-    return weights if role == "output" else weights[::-1]
+    return weights[::-1] if role == "input" else weights
 
 
 def combine_rows(old: OldRows, groups: Sequence[Sequence[int]], weights: Sequence[Sequence[float]]) -> "torch.Tensor":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from colossal_llama.errors import UserError
-from colossal_llama.tokenizer.bytelevel import is_byte_level, spell
+from colossal_llama.tokenizer.bytelevel import is_byte_level, spell, unspell
 from colossal_llama.tokenizer.pieces import SPACE_MARK
 
 if TYPE_CHECKING:
@@ -26,14 +26,14 @@ class VocabularyGrowth:
         new_ids: every id that only the new tokenizer has, ascending.
         sub_tokens: for each of ``new_ids``, the old ids of its characters in running text, in their order; empty
             where the old tokenizer knows nothing of them.
-        sub_token_bytes: for each of ``sub_tokens``, the bytes of UTF-8 text that it stands for; at least 1.
+        sub_token_lengths: for each of ``sub_tokens``, the characters that it stands for; at least 1.
         size: the highest id of the new tokenizer + 1.
     """
 
     old_ids: list[int]
     new_ids: list[int]
     sub_tokens: list[list[int]]
-    sub_token_bytes: list[list[int]]
+    sub_token_lengths: list[list[int]]
     size: int
 
 
@@ -54,18 +54,18 @@ def vocabulary_growth(old: "PreTrainedTokenizerBase", new: "PreTrainedTokenizerB
     fresh = sorted((token_id, token) for token, token_id in new.get_vocab().items() if token not in known)
     added = new.added_tokens_encoder  # type: ignore[attr-defined]
     own_added = old.added_tokens_encoder  # type: ignore[attr-defined]
-    sub_tokens, sub_token_bytes = [], []
+    sub_tokens, sub_token_lengths = [], []
     for _, token in fresh:
         parts = model.tokenize(_spell_added(token, byte_level) if token in added else token)
         sub_tokens.append([part.id for part in parts])
-        sub_token_bytes.append(
-            [bytes_of_text(part.value, byte_level and part.value not in own_added) for part in parts]
+        sub_token_lengths.append(
+            [characters_of(part.value, byte_level and part.value not in own_added) for part in parts]
         )
     return VocabularyGrowth(
         old_ids=old_ids,
         new_ids=[token_id for token_id, _ in fresh],
         sub_tokens=sub_tokens,
-        sub_token_bytes=sub_token_bytes,
+        sub_token_lengths=sub_token_lengths,
         size=max(new.get_vocab().values()) + 1,
     )
 
@@ -75,18 +75,16 @@ def _spell_added(content: str, byte_level: bool) -> str:
     return spell(content) if byte_level else content.replace(" ", SPACE_MARK)
 
 
-def bytes_of_text(token: str, byte_level: bool) -> int:
-    """How many bytes of UTF-8 text a token stands for, at least 1.
+def characters_of(token: str, byte_level: bool) -> int:
+    """How many characters of text a token stands for, at least 1; bytes that are a part of one count as one.
 
     Args:
         token: as the vocabulary spells it.
-        byte_level: whether each of its characters stands for a byte; else ``▁`` is a space and ``<0x0A>`` a byte.
+        byte_level: whether each of its characters stands for a byte; else ``<0x0A>`` is a byte.
     """
     if byte_level:
-        return max(1, len(token))
-    if _BYTE_TOKEN.fullmatch(token):
-        return 1
-    return max(1, len(token.replace(SPACE_MARK, " ").encode("utf-8", errors="replace")))
+        return max(1, len(unspell(token).decode("utf-8", errors="replace")))
+    return 1 if _BYTE_TOKEN.fullmatch(token) else max(1, len(token))
 
 
 def check_old_ids(old: "PreTrainedTokenizerBase", new: "PreTrainedTokenizerBase") -> None:

@@ -17,7 +17,7 @@ TOKENS = NewTokens(
     old_ids=list(range(20)),
     new_ids=[20, 21, 22, 23],
     sub_tokens=[[3, 4, 5], [7], [3, 3, 9], [5, 4, 3]],
-    sub_token_bytes=[[1, 1, 1], [3], [3, 3, 1], [1, 1, 1]],
+    sub_token_lengths=[[1, 1, 1], [3], [3, 3, 1], [1, 1, 1]],
 )
 """20 old tokens and 4 new ones, of which the first and the last are anagrams."""
 

@@ -7,9 +7,10 @@ import torch
 
 from colossal_llama.errors import UserError
 from colossal_llama.model.new_rows import NewTokens
+from colossal_llama.tokenizer.bytelevel import spell
 from colossal_llama.tokenizer.expansion import expand_tokenizer
 from colossal_llama.tokenizer.loading import load_tokenizer
-from colossal_llama.tokenizer.sub_tokens import vocabulary_growth
+from colossal_llama.tokenizer.sub_tokens import characters_of, vocabulary_growth
 from tests.helpers.widening import ARCHITECTURES, TOKENS, llama, load, row_tensors, save, widen
 
 
@@ -109,7 +110,7 @@ def test_sub_tokens_are_those_of_running_text(sentencepiece_dir: Path, tmp_path:
     growth = vocabulary_growth(old, new)
     tokens = [old.convert_ids_to_tokens(ids) for ids in growth.sub_tokens]
     assert tokens[:3] == [["<0xE5>", "<0xAD>", "<0x94>"], ["中", "国"], ["▁", "你", "好"]]
-    assert growth.sub_token_bytes[:3] == [[1, 1, 1], [3, 3], [1, 3, 3]]
+    assert growth.sub_token_lengths[:3] == [[1, 1, 1], [1, 1], [1, 1, 1]]
     assert growth.old_ids == list(range(32000))
     assert growth.new_ids == list(range(32000, growth.size))
 
@@ -121,16 +122,33 @@ def test_sub_tokens_of_byte_level_pieces_intermediates_and_added_tokens(
     old, new = load_tokenizer(smollm2_tokenizer_dir, "--t"), load_tokenizer(tmp_path / "target", "--t")
     new.add_tokens(["<思考>"])
     growth = vocabulary_growth(old, new)
-    for token_id, ids, sizes in zip(growth.new_ids, growth.sub_tokens, growth.sub_token_bytes, strict=True):
+    for token_id, ids, sizes in zip(growth.new_ids, growth.sub_tokens, growth.sub_token_lengths, strict=True):
         token = new.convert_ids_to_tokens(token_id)
         if token != "<思考>":
             assert "".join(old.convert_ids_to_tokens(ids)) == token
-            assert sizes == [len(part) for part in old.convert_ids_to_tokens(ids)]
+            assert len(sizes) == len(ids)
+            assert min(sizes) >= 1
     assert growth.sub_tokens[0] == old("饕餮", add_special_tokens=False).input_ids
     assert growth.sub_tokens[1] == old(" 孔明", add_special_tokens=False).input_ids
     last = growth.sub_tokens[growth.new_ids.index(new.convert_tokens_to_ids("<思考>"))]
     assert old.decode(last) == "<思考>"
-    assert sum(growth.sub_token_bytes[-1]) == len("<思考>".encode())
+
+
+@pytest.mark.parametrize(
+    ("token", "byte_level", "expected"),
+    [
+        ("often", True, 5),
+        (spell("▁中国"), True, 3),
+        (spell("中")[:2], True, 1),  # a part of a character
+        (spell("a中")[:3], True, 2),
+        ("▁often", False, 6),
+        ("中国", False, 2),
+        ("<0xE5>", False, 1),
+        ("", False, 1),
+    ],
+)
+def test_characters_of_sub_tokens(token: str, byte_level: bool, expected: int) -> None:
+    assert characters_of(token, byte_level) == expected
 
 
 def test_a_tokenizer_that_moves_old_ids_is_refused(sentencepiece_dir: Path, deepseek_tokenizer_dir: Path) -> None:

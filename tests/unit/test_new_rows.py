@@ -25,8 +25,8 @@ def rows_of(method: str, old: OldRows, tokens: NewTokens = TOKENS) -> torch.Tens
     return torch.cat(list(INIT_METHODS.get(method)(old, tokens)))
 
 
-def tokens_of(*groups: Sequence[int], sizes: Sequence[Sequence[int]] | None = None) -> NewTokens:
-    return NewTokens(range(20), range(20, 20 + len(groups)), groups, sizes or [[1] * len(one) for one in groups])
+def tokens_of(*groups: Sequence[int], lengths: Sequence[Sequence[int]] | None = None) -> NewTokens:
+    return NewTokens(range(20), range(20, 20 + len(groups)), groups, lengths or [[1] * len(one) for one in groups])
 
 
 def test_mean_counts_a_sub_token_as_often_as_it_comes() -> None:
@@ -43,9 +43,9 @@ def test_a_token_that_the_old_tokenizer_does_not_know_gets_the_global_mean(metho
     assert torch.equal(rows[1], old.mean)
 
 
-def test_weights_are_bytes_times_a_power_of_the_distance_to_the_role_s_end() -> None:
-    tokens = tokens_of([3, 4], sizes=[[1, 3]])
-    for role, (left, right) in {"input": (0.9, 3), "tied": (0.9, 3), "output": (1, 2.7)}.items():
+def test_weights_are_characters_times_a_power_of_the_distance_to_the_role_s_end() -> None:
+    tokens = tokens_of([3, 4], lengths=[[1, 3]])
+    for role, (left, right) in {"input": (0.8, 3), "tied": (1, 2.4), "output": (1, 2.4)}.items():
         old = old_rows(role=role)
         expected = (left * old.weight[3] + right * old.weight[4]) / (left + right)
         torch.testing.assert_close(rows_of("weighted_mean", old, tokens)[0], expected)
@@ -57,10 +57,10 @@ def test_anagrams_get_different_weights(group: list[int], shuffler, role: str) -
     """For every order of the same sub-tokens; linear weights would make 1+4 equal 2+3."""
     other = list(group)
     shuffler.shuffle(other)
-    sizes = {token: 1 + token % 3 for token in group}
+    lengths = {token: 1 + token % 3 for token in group}
 
     def shares(order: list[int]) -> np.ndarray:
-        weights = [sizes[t] * w for t, w in zip(order, position_weights(len(order), role), strict=True)]  # type: ignore[arg-type]
+        weights = [lengths[t] * w for t, w in zip(order, position_weights(len(order), role), strict=True)]  # type: ignore[arg-type]
         return np.bincount(order, weights, minlength=6) / sum(weights)
 
     assert (np.abs(shares(group) - shares(other)).max() > 1e-9) == (group != other)
