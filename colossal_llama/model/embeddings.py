@@ -1,6 +1,7 @@
 """Widening a stored model's vocabulary: rows for new tokens in input embeddings, output embeddings and output bias."""
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
@@ -69,7 +70,7 @@ def find_row_tensors(model: "PreTrainedModel", stored: Mapping[str, StoredTensor
         store tied embeddings once or twice.
 
     Raises:
-        UserError: none is stored, their numbers of rows differ, or their elements are no floating numbers.
+        UserError: their elements are no floating numbers.
     """
     source, output = model.get_input_embeddings(), model.get_output_embeddings()
     tied = output is not None and output.weight is source.weight
@@ -82,11 +83,38 @@ def find_row_tensors(model: "PreTrainedModel", stored: Mapping[str, StoredTensor
     for parameter, role, is_bias in wanted:
         names = [name for name, one in model.named_parameters(remove_duplicate=False) if one is parameter]
         places = [stored[name] for name in _spellings(names, model.base_model_prefix) if name in stored]
-        if not places:
-            raise UserError(f"{model.name_or_path}: {names[0]} is not among the stored weights; copy the model again")
         found += [RowTensor(place, role, is_bias) for place in places]
-    _check_row_tensors(found)
+    for one in found:
+        if one.stored.dtype not in _torch_dtypes():
+            raise UserError(
+                f"{one.stored.file}: {one.stored.name} is stored as {one.stored.dtype}; expected one of "
+                f"{', '.join(_torch_dtypes())}: widen the model before it is quantised"
+            )
     return found
+
+
+def unmatched_weights(model: "PreTrainedModel", stored: Mapping[str, StoredTensor]) -> list[str]:
+    """Names of the model's weights that a checkpoint lacks or holds in another shape; tied ones count once.
+
+    Args:
+        model: the outline of the model.
+        stored: the checkpoint's tensors.
+    """
+    names_of: dict[int, list[str]] = {}
+    shapes = {}
+    persistent = set(model.state_dict())
+    for name, one in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+        if name in persistent:
+            names_of.setdefault(id(one), []).append(name)
+            shapes[id(one)] = tuple(one.shape)
+    optional = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or []]
+    unmatched = []
+    for key, names in names_of.items():
+        places = [stored[name] for name in _spellings(names, model.base_model_prefix) if name in stored]
+        may_lack = any(pattern.search(name) for pattern in optional for name in names)
+        if any(place.shape != shapes[key] for place in places) or not (places or may_lack):
+            unmatched.append(names[0])
+    return unmatched
 
 
 def _spellings(names: Sequence[str], prefix: str) -> list[str]:
@@ -94,20 +122,6 @@ def _spellings(names: Sequence[str], prefix: str) -> list[str]:
     spellings |= {name.removeprefix(f"{prefix}."): None for name in names}
     spellings |= {f"{prefix}.{name}": None for name in names}
     return list(spellings)
-
-
-def _check_row_tensors(tensors: Sequence[RowTensor]) -> None:
-    for one in tensors:
-        if one.stored.dtype not in _torch_dtypes():
-            raise UserError(
-                f"{one.stored.file}: {one.stored.name} is stored as {one.stored.dtype}; expected one of "
-                f"{', '.join(_torch_dtypes())}: widen the model before it is quantised"
-            )
-        if one.rows != tensors[0].rows:
-            raise UserError(
-                f"{one.stored.file}: {one.stored.name} has {one.rows} rows, {tensors[0].stored.name} has "
-                f"{tensors[0].rows}; expected as many, copy the model again"
-            )
 
 
 def _torch_dtypes() -> dict[str, "torch.dtype"]:

@@ -1,8 +1,9 @@
 """Model folders on disk: loading without losing bits, saving beside a tokenizer."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 from colossal_llama.constants import CONFIG_FILE
 from colossal_llama.errors import UserError
@@ -30,51 +31,73 @@ def load_causal_lm(
     Raises:
         UserError: the folder is missing, holds no model, or weights are missing or unreadable.
     """
-    return _from_pretrained(
-        path,
-        flag,
-        torch_dtype=dtype or stored_dtype(path) or "auto",
-        attn_implementation=attn_implementation,
-        low_cpu_mem_usage=True,
-    )
-
-
-def outline_causal_lm(path: Path, flag: str) -> "PreTrainedModel":
-    """The model of a local folder without its weights: every parameter on the meta device, tied as the model ties them.
-
-    Only the headers of the weights' files are read.
-
-    Raises:
-        UserError: as :func:`load_causal_lm`, whatever the headers tell.
-    """
-    from transformers.utils import logging as transformers_logging
-
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()  # it takes a moment, whatever the model's size
-    try:
-        return _from_pretrained(path, flag, torch_dtype="auto", device_map="meta")
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
-
-
-def _from_pretrained(path: Path, flag: str, **options: Any) -> "PreTrainedModel":
-    if not (path / CONFIG_FILE).is_file():
-        raise UserError(f"{flag} {path}: no {CONFIG_FILE} here; give a local Hugging Face model folder")
+    check_model_folder(path, flag)
     from transformers import AutoModelForCausalLM
 
     with quiet_transformers():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                str(path), local_files_only=True, output_loading_info=True, **options
+                str(path),
+                torch_dtype=dtype or stored_dtype(path) or "auto",
+                attn_implementation=attn_implementation,
+                local_files_only=True,
+                low_cpu_mem_usage=True,
+                output_loading_info=True,
             )
         except Exception as error:  # OSError, ValueError, SafetensorError and more, by what is broken
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise UserError(f"{flag} {path}: the model cannot be read ({reason}); copy it again") from error
+            raise _unreadable(path, flag, error) from error
     if info["missing_keys"] or info["mismatched_keys"]:
-        names = ", ".join(str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]][:3])
-        raise UserError(f"{flag} {path}: weights are missing or misshapen ({names}); copy the model again")
+        refuse_weights(path, flag, [str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]])
     return model
+
+
+def outline_causal_lm(path: Path, flag: str) -> "PreTrainedModel":
+    """The model that a folder's ``config.json`` describes, on the meta device, tied as the model ties its weights.
+
+    No file of weights is opened. (from_pretrained with ``device_map="meta"`` reads every weight.)
+
+    Raises:
+        UserError: there is no ``config.json``, or it is not that of a causal language model.
+    """
+    check_model_folder(path, flag)
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(str(path), local_files_only=True)
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config)
+        except Exception as error:  # ValueError, KeyError, TypeError and more, by what is broken
+            raise _unreadable(path, flag, error) from error
+    model.tie_weights()
+    model.name_or_path = str(path)
+    return model
+
+
+def check_model_folder(path: Path, flag: str) -> None:
+    """Refuse what cannot be a model's folder.
+
+    Raises:
+        UserError: it has no ``config.json``.
+    """
+    if not (path / CONFIG_FILE).is_file():
+        raise UserError(f"{flag} {path}: no {CONFIG_FILE} here; give a local Hugging Face model folder")
+
+
+def refuse_weights(path: Path, flag: str, names: Sequence[str]) -> NoReturn:
+    """Say which weights are missing or of another shape than the model's.
+
+    Raises:
+        UserError: always.
+    """
+    shown = ", ".join(names[:3])
+    raise UserError(f"{flag} {path}: weights are missing or misshapen ({shown}); copy the model again")
+
+
+def _unreadable(path: Path, flag: str, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return UserError(f"{flag} {path}: the model cannot be read ({reason}); copy it again")
 
 
 def stored_dtype(path: Path) -> "torch.dtype | None":

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,14 +16,16 @@ from colossal_llama.model.embeddings import (
     plan_widening,
     report_widening,
     rows_needed,
+    unmatched_weights,
 )
 from colossal_llama.model.loader import read_model_config
 from colossal_llama.model.new_rows import NewTokens
-from colossal_llama.model.pretrained import outline_causal_lm, save_as_safetensors
+from colossal_llama.model.pretrained import outline_causal_lm, refuse_weights, save_as_safetensors
 from colossal_llama.model.stored_tensors import (
     INDEX_FILE,
     ITEM_BYTES,
     SINGLE_FILE,
+    StoredTensor,
     checkpoint_tensors,
     read_index,
     write_checkpoint,
@@ -81,6 +84,9 @@ def widen_checkpoint(
         save_as_safetensors(source, flag, stored_at)
     stored = checkpoint_tensors(stored_at, flag)  # first: it names what is broken, transformers does not always
     outline = outline_causal_lm(stored_at, flag)
+    unmatched = _unmatched(outline, stored)
+    if unmatched:
+        refuse_weights(source, flag, unmatched)
     tensors = find_row_tensors(outline, stored)
     rows = rows_needed(tensors[0].rows, tokens, pad_to_multiple_of, str(source))
     deviation = getattr(outline.config, "initializer_range", None) or InitSettings.deviation
@@ -93,7 +99,7 @@ def widen_checkpoint(
         shutil.copyfile(source / _GENERATION_FILE, folder / _GENERATION_FILE)
     if stored_at != source:
         shutil.rmtree(stored_at)
-    _check_result(folder, rows)
+    _check_result(folder, flag)
     return report_widening(tensors, wider, rows, tokens, settings)
 
 
@@ -117,12 +123,23 @@ def _write_config(outline: "PreTrainedModel", source: Path, dtype: str, rows: in
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def _check_result(folder: Path, rows: int) -> None:
-    """Open the outline of what was written, as a user's transformers would."""
-    outline = outline_causal_lm(folder, "the wider model in")
-    found = [outline.get_input_embeddings().weight.shape[0], outline.config.get_text_config().vocab_size]
-    if found != [rows, rows]:
+def _unmatched(outline: "PreTrainedModel", stored: Mapping[str, StoredTensor]) -> list[str]:
+    """:func:`unmatched_weights`; of a quantised model only embeddings, as the other weights' names are its method's."""
+    unmatched = unmatched_weights(outline, stored)
+    if getattr(outline.config, "quantization_config", None) is None:
+        return unmatched
+    modules = (outline.get_input_embeddings(), outline.get_output_embeddings())
+    own = {id(one) for module in modules if module is not None for one in module.parameters()}
+    kept = {name for name, one in outline.named_parameters(remove_duplicate=False) if id(one) in own}
+    return [name for name in unmatched if name in kept]
+
+
+def _check_result(folder: Path, flag: str) -> None:
+    """Hold what was written against its own configuration, as a user's transformers will."""
+    outline = outline_causal_lm(folder, flag)
+    unmatched = _unmatched(outline, checkpoint_tensors(folder, flag))
+    if unmatched:
         raise UserError(
-            f"the wider {outline.config.model_type} model would have {found[0]} rows and vocab_size {found[1]} "
-            f"instead of {rows}; models of this type cannot be widened"
+            f"{flag}: models of the type {outline.config.model_type} cannot be widened: {unmatched[0]} depends on "
+            "the vocabulary and is no embedding"
         )
