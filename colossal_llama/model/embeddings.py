@@ -208,7 +208,7 @@ class WiderTensor:
         """Write rows to the places of their ids, neighbours at once."""
         for first, stop in _runs(ids):
             out.seek(start + ids[first] * self._row_bytes)
-            view = memoryview(_as_bytes(rows[first:stop]))
+            view = _as_bytes(rows[first:stop]).cast("B")
             while view:
                 view = view[out.write(view) or 0 :]
 
@@ -222,14 +222,16 @@ def _runs(ids: Sequence[int]) -> Iterator[tuple[int, int]]:
             first = at
 
 
-def _as_bytes(rows: "torch.Tensor") -> bytes:
+def _as_bytes(rows: "torch.Tensor") -> memoryview:
     import torch
 
-    return rows.contiguous().view(torch.uint8).numpy().tobytes()
+    return memoryview(rows.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _row_hashes(rows: "torch.Tensor") -> list[int]:
-    return [xxhash.xxh3_128_intdigest(_as_bytes(row)) for row in rows]
+    import torch
+
+    return [xxhash.xxh3_128_intdigest(row) for row in rows.contiguous().view(torch.uint8).numpy()]
 
 
 def read_rows(stored: StoredTensor, reader: FileIO) -> "torch.Tensor":

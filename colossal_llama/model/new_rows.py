@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from colossal_llama.errors import UserError
+from colossal_llama.model.row_mixture import RowMixture
 from colossal_llama.registry import Registry
 
 if TYPE_CHECKING:
@@ -80,20 +81,18 @@ def mean(old: OldRows, tokens: NewTokens) -> "Iterator[torch.Tensor]":
     Gee et al. 2022, Fast Vocabulary Transfer. Tokens of the same sub-tokens in another order start identical.
     """
     for at in _blocks(tokens):
-        groups = tokens.sub_tokens[at]
-        yield combine_rows(old, groups, [[1.0] * len(group) for group in groups])
+        yield RowMixture.of(tokens.sub_tokens[at]).mix(old.weight, old.mean)
 
 
 @INIT_METHODS.register("weighted_mean")
 def weighted_mean(old: OldRows, tokens: NewTokens) -> "Iterator[torch.Tensor]":
     """The sub-tokens' rows weighted by their characters and by their position (:func:`position_weights`)."""
     for at in _blocks(tokens):
-        groups = tokens.sub_tokens[at]
         weights = [
             [length * factor for length, factor in zip(lengths, position_weights(len(lengths), old.role), strict=True)]
             for lengths in tokens.sub_token_lengths[at]
         ]
-        yield combine_rows(old, groups, weights)
+        yield RowMixture.of(tokens.sub_tokens[at], weights).mix(old.weight, old.mean)
 
 
 @INIT_METHODS.register("global_mean")
@@ -154,12 +153,12 @@ def focus(old: OldRows, tokens: NewTokens) -> "Iterator[torch.Tensor]":
     if old.auxiliary is None:
         raise UserError("--init_method focus needs --auxiliary_embeddings: vectors that say which tokens are similar")
     for at in _blocks(tokens):
-        groups = [list(group) for group in tokens.sub_tokens[at]]
-        weights = [[1.0] * len(group) for group in groups]
-        found = similar_tokens(old.auxiliary, torch.tensor(tokens.new_ids[at]))
-        for place, (ids, shares) in found.items():
-            groups[place], weights[place] = ids, shares
-        yield combine_rows(old, groups, weights)
+        rows = RowMixture.of(tokens.sub_tokens[at]).mix(old.weight, old.mean)
+        new_ids = torch.tensor(tokens.new_ids[at])
+        known = old.auxiliary.places[new_ids] >= 0
+        if known.any():
+            rows[known] = similar_tokens(old.auxiliary, new_ids[known]).mix(old.weight, old.mean)
+        yield rows
 
 
 def position_weights(count: int, role: Role) -> list[float]:
@@ -177,39 +176,13 @@ def position_weights(count: int, role: Role) -> list[float]:
     return weights[::-1] if role == "input" else weights
 
 
-def combine_rows(old: OldRows, groups: Sequence[Sequence[int]], weights: Sequence[Sequence[float]]) -> "torch.Tensor":
-    """Weighted means of old rows.
-
-    Args:
-        old: the rows.
-        groups: for each mean, the row numbers; none for the mean of all old tokens.
-        weights: one for each number in ``groups``, positive; only their ratios matter.
-
-    Returns:
-        (len(groups), width) in float32, in which the means are computed too.
-    """
-    import torch
-
-    lengths = torch.tensor([len(group) for group in groups])
-    numbers = torch.tensor([row for group in groups for row in group], dtype=torch.int64)
-    factors = torch.tensor([factor for group in weights for factor in group], dtype=torch.float32)
-    used, position = torch.unique(numbers, return_inverse=True)
-    rows = old.weight[used].float()  # only the rows in use become float32
-    starts = torch.cumsum(lengths, 0) - lengths
-    sums = torch.nn.functional.embedding_bag(position, rows, starts, mode="sum", per_sample_weights=factors)
-    totals = torch.nn.functional.embedding_bag(torch.arange(len(factors)), factors.unsqueeze(1), starts, mode="sum")
-    sums /= totals.clamp_min(torch.finfo(torch.float32).tiny)
-    sums[lengths == 0] = old.mean
-    return sums
-
-
 def mean_of_rows(weight: "torch.Tensor", ids: Sequence[int]) -> "torch.Tensor":
-    """The mean of many rows: (width,) in float32, summed in float64."""
+    """The mean of many rows: (width,) in float32; blocks are summed in float32, their sums in float64."""
     import torch
 
     total = torch.zeros(weight.shape[1], dtype=torch.float64)
-    for first in range(0, len(ids), BLOCK):
-        total += weight[list(ids[first : first + BLOCK])].double().sum(0)
+    for block in torch.tensor(list(ids)).split(BLOCK):
+        total += weight[block].float().sum(0)
     return (total / len(ids)).float()
 
 

@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -166,11 +167,19 @@ def write_checkpoint(
     if index is not None:
         names = {file: f"model-{at:05d}-of-{len(files):05d}.safetensors" for at, file in enumerate(files, start=1)}
     held = {file: {one.name for one in source.values() if one.file == file} for file in files}
-    for file, name in tqdm(names.items(), unit="file", disable=None):  # only on a terminal
-        if held[file].isdisjoint(replaced):
-            copy_file(file, folder / name)
-        else:
-            rewrite_file(file, replaced, folder / name)
+    whole = {file: name for file, name in names.items() if held[file].isdisjoint(replaced)}
+    with ThreadPoolExecutor(1) as copier:  # the kernel copies while rows are computed
+        copies = [copier.submit(copy_file, file, folder / name) for file, name in whole.items()]
+        try:
+            with tqdm(total=len(names), unit="file", disable=None) as progress:  # only on a terminal
+                for file in (file for file in names if file not in whole):
+                    rewrite_file(file, replaced, folder / names[file])
+                    progress.update()
+                for copy in copies:
+                    copy.result()
+                    progress.update()
+        finally:
+            copier.shutdown(cancel_futures=True)
     if index is not None:
         metadata = {**(index.get("metadata") or {}), "total_size": sum(_size(one, replaced) for one in source.values())}
         if "total_parameters" in metadata:
