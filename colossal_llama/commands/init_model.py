@@ -12,7 +12,8 @@ from colossal_llama.errors import UserError, run_command
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from colossal_llama.model.embeddings import InitSettings
+    from colossal_llama.model.checkpoint_writer import CheckpointWriter
+    from colossal_llama.model.embeddings import InitSettings, WideningReport
     from colossal_llama.model.new_rows import NewTokens
 
 SOURCE_FLAG = "--source_model_and_tokenizer_path"
@@ -39,21 +40,29 @@ def init_model(config: InitModelConfig) -> None:
     source, tokenizer_dir = Path(config.source_model_and_tokenizer_path), Path(config.target_tokenizer_path)
     target = Path(config.target_model_path)
     refuse_target(source, tokenizer_dir, target, config.overwrite)
-    from colossal_llama.model.pretrained import copy_beside_model
-    from colossal_llama.model.widening import check_checkpoint, widen_checkpoint
+    from colossal_llama.model.widening import begin_copy
+    from colossal_llama.tokenizer.loading import check_tokenizer_folder
 
-    check_checkpoint(source, SOURCE_FLAG)
-    old, new = _load_fast(source, SOURCE_FLAG), _load_fast(tokenizer_dir, TOKENIZER_FLAG)
-    tokens, settings = _plan(config, old, new)
+    check_tokenizer_folder(tokenizer_dir, TOKENIZER_FLAG)
     try:
-        with atomic_directory(target) as scratch:
-            copy_beside_model(tokenizer_dir, scratch)
-            report = widen_checkpoint(source, SOURCE_FLAG, scratch, tokens, config.pad_to_multiple_of, settings)
+        with atomic_directory(target) as scratch, begin_copy(source, SOURCE_FLAG, scratch) as writer:
+            report = _widen_into(scratch, config, writer)
     except OSError as error:
         where = error.filename or target
         raise UserError(f"{where}: {error.strerror or error}; check space and permissions") from error
     print(report.describe())
     print(f"written to {target}")
+
+
+def _widen_into(scratch: Path, config: InitModelConfig, writer: "CheckpointWriter | None") -> "WideningReport":
+    from colossal_llama.model.pretrained import copy_beside_model
+    from colossal_llama.model.widening import widen_checkpoint
+
+    source, tokenizer_dir = Path(config.source_model_and_tokenizer_path), Path(config.target_tokenizer_path)
+    old, new = _load_fast(source, SOURCE_FLAG), _load_fast(tokenizer_dir, TOKENIZER_FLAG)
+    tokens, settings = _plan(config, old, new)
+    copy_beside_model(tokenizer_dir, scratch)
+    return widen_checkpoint(source, SOURCE_FLAG, scratch, tokens, config.pad_to_multiple_of, settings, writer)
 
 
 def _plan(

@@ -12,12 +12,10 @@ import json
 import math
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
 from pathlib import Path
+from threading import Event
 from typing import Any
-
-from tqdm import tqdm
 
 from colossal_llama.errors import UserError
 
@@ -34,6 +32,9 @@ ITEM_BYTES = {
 
 _MAX_HEADER = 100_000_000
 """The format's own limit; a larger number is not a header's length."""
+
+_STRIDE = 256 << 20
+"""Bytes of a whole file that are copied before it is asked whether to go on."""
 
 _COPY_BYTES = 8 << 20
 """Bytes in memory at a time where the kernel cannot copy between two files."""
@@ -145,58 +146,14 @@ def read_index(folder: Path) -> dict[str, Any]:
     raise UserError(f"{folder / INDEX_FILE}: is not the index of a checkpoint; copy the model again")
 
 
-def write_checkpoint(
-    source: Mapping[str, StoredTensor], index: dict[str, Any] | None, replaced: Mapping[str, Replacement], folder: Path
-) -> None:
-    """Write a checkpoint in which some tensors are replaced; every other one keeps its bits.
-
-    Files without a replaced tensor are copied whole, the others range by range under a new header. Shards are
-    named ``model-00001-of-0000N.safetensors``, in the order of their old names.
-
-    Args:
-        source: all tensors, from :func:`checkpoint_tensors`.
-        index: the index of a sharded checkpoint (its metadata is kept), None for a single file.
-        replaced: by name.
-        folder: where to write.
-
-    Raises:
-        OSError: the disk is full or cannot be written.
-    """
-    files = sorted({one.file for one in source.values()})
-    names = dict.fromkeys(files, SINGLE_FILE)
-    if index is not None:
-        names = {file: f"model-{at:05d}-of-{len(files):05d}.safetensors" for at, file in enumerate(files, start=1)}
-    held = {file: {one.name for one in source.values() if one.file == file} for file in files}
-    whole = {file: name for file, name in names.items() if held[file].isdisjoint(replaced)}
-    with ThreadPoolExecutor(1) as copier:  # the kernel copies while rows are computed
-        copies = [copier.submit(copy_file, file, folder / name) for file, name in whole.items()]
-        try:
-            with tqdm(total=len(names), unit="file", disable=None) as progress:  # only on a terminal
-                for file in (file for file in names if file not in whole):
-                    rewrite_file(file, replaced, folder / names[file])
-                    progress.update()
-                for copy in copies:
-                    copy.result()
-                    progress.update()
-        finally:
-            copier.shutdown(cancel_futures=True)
-    if index is not None:
-        metadata = {**(index.get("metadata") or {}), "total_size": sum(_size(one, replaced) for one in source.values())}
-        if "total_parameters" in metadata:
-            metadata["total_parameters"] += sum(
-                _elements(one, replaced) - _elements(one, {}) for one in source.values()
-            )
-        weight_map = {one.name: names[one.file] for one in source.values()}
-        text = json.dumps({**index, "metadata": metadata, "weight_map": weight_map}, indent=2)
-        (folder / INDEX_FILE).write_text(text + "\n", encoding="utf-8")
-
-
-def _elements(tensor: StoredTensor, replaced: Mapping[str, Replacement]) -> int:
+def count_elements(tensor: StoredTensor, replaced: Mapping[str, Replacement]) -> int:
+    """How many elements a tensor has, or what replaces it."""
     return math.prod(replaced[tensor.name].shape if tensor.name in replaced else tensor.shape)
 
 
-def _size(tensor: StoredTensor, replaced: Mapping[str, Replacement]) -> int:
-    return _elements(tensor, replaced) * ITEM_BYTES[tensor.dtype] if tensor.name in replaced else tensor.size
+def count_bytes(tensor: StoredTensor, replaced: Mapping[str, Replacement]) -> int:
+    """How many bytes a tensor has, or what replaces it."""
+    return count_elements(tensor, replaced) * ITEM_BYTES[tensor.dtype] if tensor.name in replaced else tensor.size
 
 
 def rewrite_file(source: Path, replaced: Mapping[str, Replacement], target: Path) -> None:
@@ -214,7 +171,7 @@ def rewrite_file(source: Path, replaced: Mapping[str, Replacement], target: Path
     offset = 0
     for one in tensors:
         shape = replaced[one.name].shape if one.name in replaced else one.shape
-        size = _size(one, replaced)
+        size = count_bytes(one, replaced)
         header[one.name] = {"dtype": one.dtype, "shape": list(shape), "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
@@ -228,14 +185,23 @@ def rewrite_file(source: Path, replaced: Mapping[str, Replacement], target: Path
                 copy_range(reader, one.start, one.size, writer)
 
 
-def copy_file(source: Path, target: Path) -> None:
+def copy_file(source: Path, target: Path, stop: Event | None = None) -> None:
     """Copy a file's bytes; where the file system can, by sharing its blocks.
+
+    Args:
+        source: what to copy.
+        target: where to.
+        stop: once it is set, the rest is left out.
 
     Raises:
         OSError: the disk is full or cannot be written.
     """
+    size = source.stat().st_size
     with open(source, "rb", buffering=0) as reader, open(target, "wb", buffering=0) as writer:
-        copy_range(reader, 0, source.stat().st_size, writer)
+        for start in range(0, size, _STRIDE):
+            if stop is not None and stop.is_set():
+                return
+            copy_range(reader, start, min(_STRIDE, size - start), writer)
 
 
 def copy_range(reader: FileIO, start: int, count: int, writer: FileIO) -> None:

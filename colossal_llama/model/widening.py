@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colossal_llama.constants import CONFIG_FILE
 from colossal_llama.errors import UserError
+from colossal_llama.model.checkpoint_writer import CheckpointWriter
 from colossal_llama.model.embeddings import (
     InitSettings,
     WideningReport,
@@ -27,8 +29,6 @@ from colossal_llama.model.stored_tensors import (
     SINGLE_FILE,
     StoredTensor,
     checkpoint_tensors,
-    read_index,
-    write_checkpoint,
 )
 
 if TYPE_CHECKING:
@@ -42,15 +42,28 @@ _CONFIG_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": 
 _WIDTHS: dict[Any, int] = {name: ITEM_BYTES[dtype] for dtype, name in _CONFIG_DTYPES.items()}
 
 
-def check_checkpoint(source: Path, flag: str) -> None:
-    """Refuse what is no complete checkpoint, by the headers of its files; takes no time.
+@contextmanager
+def begin_copy(source: Path, flag: str, folder: Path) -> Iterator[CheckpointWriter | None]:
+    """Check the headers of ``source`` and start to copy what cannot change, while the caller prepares the rest.
+
+    That is every file without a tensor of as many rows as the configuration's ``vocab_size``.
+
+    Yields:
+        The writer for :func:`widen_checkpoint`; None for weights in another format, which are converted there.
 
     Raises:
         UserError: the folder, its ``config.json`` or weights are missing, truncated or damaged.
     """
-    read_model_config(source, flag)
-    if not _is_other_format(source):
-        checkpoint_tensors(source, flag)
+    content = read_model_config(source, flag)
+    if _is_other_format(source):
+        yield None
+        return
+    places = [content, *(one for one in content.values() if isinstance(one, dict))]
+    sizes = {one["vocab_size"] for one in places if isinstance(one.get("vocab_size"), int)}
+    with CheckpointWriter(source, flag, folder) as writer:
+        if sizes:
+            writer.copy_early(lambda one: bool(sizes.intersection(one.shape[:1])))
+        yield writer
 
 
 def _is_other_format(source: Path) -> bool:
@@ -59,7 +72,13 @@ def _is_other_format(source: Path) -> bool:
 
 
 def widen_checkpoint(
-    source: Path, flag: str, folder: Path, tokens: NewTokens, pad_to_multiple_of: int, settings: InitSettings
+    source: Path,
+    flag: str,
+    folder: Path,
+    tokens: NewTokens,
+    pad_to_multiple_of: int,
+    settings: InitSettings,
+    writer: CheckpointWriter | None = None,
 ) -> WideningReport:
     """Write the model of ``source`` with rows for new tokens: weights, ``config.json``, generation settings.
 
@@ -73,32 +92,47 @@ def widen_checkpoint(
         tokens: the step to the wider vocabulary.
         pad_to_multiple_of: the number of rows becomes a multiple of this.
         settings: how new rows start; the deviation is taken from the model's configuration.
+        writer: of :func:`begin_copy` with the same folders; None to copy now.
 
     Raises:
         UserError: the checkpoint is broken, or the model does not fit the old ids.
         OSError: the folder cannot be written.
     """
-    stored_at = source
-    if _is_other_format(source):
-        stored_at = folder / ".converted"
-        save_as_safetensors(source, flag, stored_at)
-    stored = checkpoint_tensors(stored_at, flag)  # first: it names what is broken, transformers does not always
-    outline = outline_causal_lm(stored_at, flag)
-    unmatched = _unmatched(outline, stored)
+    if writer is not None:
+        return _widen(source, flag, folder, tokens, pad_to_multiple_of, settings, writer)
+    if not _is_other_format(source):
+        with CheckpointWriter(source, flag, folder) as own:
+            return _widen(source, flag, folder, tokens, pad_to_multiple_of, settings, own)
+    converted = folder / ".converted"
+    save_as_safetensors(source, flag, converted)
+    with CheckpointWriter(converted, flag, folder) as own:
+        report = _widen(source, flag, folder, tokens, pad_to_multiple_of, settings, own)
+    shutil.rmtree(converted)
+    return report
+
+
+def _widen(
+    source: Path,
+    flag: str,
+    folder: Path,
+    tokens: NewTokens,
+    pad_to_multiple_of: int,
+    settings: InitSettings,
+    writer: CheckpointWriter,
+) -> WideningReport:
+    outline = outline_causal_lm(source, flag)
+    unmatched = _unmatched(outline, writer.tensors)
     if unmatched:
         refuse_weights(source, flag, unmatched)
-    tensors = find_row_tensors(outline, stored)
+    tensors = find_row_tensors(outline, writer.tensors)
     rows = rows_needed(tensors[0].rows, tokens, pad_to_multiple_of, str(source))
     deviation = getattr(outline.config, "initializer_range", None) or InitSettings.deviation
     settings = dataclasses.replace(settings, deviation=deviation)
     wider = plan_widening(tensors, rows, tokens, settings)
-    index = None if (stored_at / SINGLE_FILE).is_file() else read_index(stored_at)
-    write_checkpoint(stored, index, {name: one.replacement() for name, one in wider.items()}, folder)
+    writer.write({name: one.replacement() for name, one in wider.items()})
     _write_config(outline, source, tensors[0].stored.dtype, rows, folder)
     if (source / _GENERATION_FILE).is_file():
         shutil.copyfile(source / _GENERATION_FILE, folder / _GENERATION_FILE)
-    if stored_at != source:
-        shutil.rmtree(stored_at)
     _check_result(folder, flag)
     return report_widening(tensors, wider, rows, tokens, settings)
 
