@@ -4,11 +4,12 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from safetensors.torch import load_file, save_file
 
 from colossal_llama.errors import UserError
 from colossal_llama.model import stored_tensors
+from colossal_llama.model.checkpoint_writer import CheckpointWriter
+from colossal_llama.model.embeddings import InitSettings
 from colossal_llama.model.stored_tensors import (
     INDEX_FILE,
     Replacement,
@@ -25,7 +28,8 @@ from colossal_llama.model.stored_tensors import (
     read_header,
     rewrite_file,
 )
-from tests.helpers.widening import ARCHITECTURES, llama, load, row_tensors, save, widen
+from colossal_llama.model.widening import begin_copy, widen_checkpoint
+from tests.helpers.widening import ARCHITECTURES, TOKENS, llama, load, row_tensors, save, widen
 
 SHARD_BYTES = 4000
 
@@ -267,6 +271,49 @@ def test_broken_checkpoints_are_refused_by_name(name: str, tmp_path: Path) -> No
     assert list((tmp_path / "wide").glob("*.safetensors")) == []
 
 
+def test_copies_start_before_the_tokens_are_known(tmp_path: Path) -> None:
+    """Only what holds no tensor of vocab_size rows; what it did not copy early is copied in the end."""
+    source, wide = sharded(tmp_path / "source"), tmp_path / "wide"
+    wide.mkdir()
+    with begin_copy(source, "--source", wide) as writer:
+        assert writer is not None
+        early = {file.name for file in writer._copies}
+        for copy in writer._copies.values():
+            copy.result()
+        assert {path.name for path in wide.iterdir()} == early
+        widen_checkpoint(source, "--source", wide, TOKENS, 1, InitSettings(), writer)
+    weight_map = json.loads((source / INDEX_FILE).read_text())["weight_map"]
+    late = {weight_map["model.embed_tokens.weight"], weight_map["lm_head.weight"]}
+    assert early == set(weight_map.values()) - late
+    load(wide)
+
+
+def test_a_file_copied_too_early_is_written_anew(tmp_path: Path) -> None:
+    """As where the configuration's vocab_size is not the embeddings'."""
+    source, wide = sharded(tmp_path / "source"), tmp_path / "wide"
+    wide.mkdir()
+    with CheckpointWriter(source, "--source", wide) as writer:
+        writer.copy_early(lambda one: False)
+        widen_checkpoint(source, "--source", wide, TOKENS, 1, InitSettings(), writer)
+    assert load(wide).get_input_embeddings().weight.shape == (24, 16)
+
+
+def test_leaving_the_writer_stops_its_copies(tmp_path: Path) -> None:
+    stop = Event()
+    stop.set()
+    (tmp_path / "x").write_bytes(bytes(10))
+    copy_file(tmp_path / "x", tmp_path / "y", stop)
+    assert (tmp_path / "y").stat().st_size == 0
+    source, wide = sharded(tmp_path / "source"), tmp_path / "wide"
+    wide.mkdir()
+    with CheckpointWriter(source, "--source", wide) as writer:
+        hold = Event()
+        writer._copier.submit(hold.wait)
+        writer.copy_early(lambda one: False)
+        threading.Timer(0.1, hold.set).start()
+    assert list(wide.iterdir()) == []
+
+
 def test_a_source_that_shrinks_while_it_is_copied_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(bytes(10))
     with open(tmp_path / "x", "rb", buffering=0) as reader, open(tmp_path / "y", "wb", buffering=0) as writer:
@@ -275,7 +322,7 @@ def test_a_source_that_shrinks_while_it_is_copied_is_an_error(tmp_path: Path) ->
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, tokenizer_dir: Path) -> None:
-    """RLIMIT_FSIZE fails a write as a full disk does, in the midst of a file."""
+    """RLIMIT_FSIZE fails a write as a full disk does, in the midst of a file; the target's new parent goes too."""
     from tests.helpers.tiny import save_tiny_model, save_tiny_tokenizer
 
     save_tiny_model(tmp_path / "model")
@@ -288,7 +335,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, tokenizer_di
         "sys.exit(main())"
     )
     command = [sys.executable, "-c", code, "--source_model_and_tokenizer_path", str(tmp_path / "model")]
-    command += ["--target_tokenizer_path", str(tmp_path / "wide_tokenizer"), "--target_model_path", str(tmp_path / "t")]
+    command += ["--target_tokenizer_path", str(tmp_path / "wide_tokenizer")]
+    command += ["--target_model_path", str(tmp_path / "new" / "target")]
     before = sorted(path.name for path in tmp_path.iterdir())
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
@@ -297,4 +345,3 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, tokenizer_di
     assert os.strerror(errno.EFBIG) in done.stderr
     assert "check space and permissions" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == before
-    shutil.rmtree(tmp_path / "model")
