@@ -17,7 +17,7 @@ from tests.helpers.widening import TOKENS, llama, load, row_tensors, save, widen
 
 
 def old_rows(count: int = 20, width: int = 4, **values: object) -> OldRows:
-    weight = torch.randn(count, width, generator=torch.Generator().manual_seed(1))
+    weight = torch.randn(count, width, generator=torch.Generator().manual_seed(1)) + 0.5
     return OldRows(weight, mean_of_rows(weight, range(count)), **{"role": "input", **values})  # type: ignore[arg-type]
 
 

@@ -101,6 +101,25 @@ def test_tensors_stay_aligned_when_an_odd_number_of_small_elements_comes_first(t
     assert all(one.start % 4 == 0 for one in read_header(tmp_path / "y.safetensors")[0] if one.name == "wide")
 
 
+@pytest.mark.parametrize("length", range(1, 9))
+def test_the_bytes_after_the_header_are_aligned(length: int, tmp_path: Path) -> None:
+    save_file({"x" * length: torch.arange(3.0)}, tmp_path / "x.safetensors")
+    rewrite_file(tmp_path / "x.safetensors", {}, tmp_path / "y.safetensors")
+    (tensor,), _ = read_header(tmp_path / "y.safetensors")
+    assert tensor.start % 8 == 0
+    assert torch.equal(load_file(tmp_path / "y.safetensors")["x" * length], torch.arange(3.0))
+
+
+@pytest.mark.parametrize("named", ["float32", "bfloat16"])
+def test_a_configuration_may_name_a_wider_dtype(named: str, tmp_path: Path) -> None:
+    save(llama(), tmp_path / "source", torch.bfloat16)
+    config = tmp_path / "source" / "config.json"
+    config.write_text(config.read_text().replace("bfloat16", named))
+    widen(tmp_path / "source")
+    content = json.loads((tmp_path / "wide" / "config.json").read_text())
+    assert content == json.loads(config.read_text()) | {"vocab_size": 24}
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_shards_without_embeddings_are_copied_byte_for_byte(tied: bool, tmp_path: Path) -> None:
     source, wide = sharded(tmp_path / "source", tied), tmp_path / "wide"
