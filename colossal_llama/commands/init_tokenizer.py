@@ -22,9 +22,9 @@ def init_tokenizer(config: InitTokenizerConfig) -> None:
         UserError: the target exists, the source, the pieces or the texts are broken, nothing is left to add, or the
             slow and the fast tokenizer would differ.
     """
+    from colossal_llama.data.texts import TextReader
     from colossal_llama.tokenizer.expansion import expand_tokenizer
     from colossal_llama.tokenizer.expansion_report import REPORT_FILE
-    from colossal_llama.tokenizer.mining import read_texts
     from colossal_llama.tokenizer.pieces import read_pieces
 
     for name in config.check_text:
@@ -37,7 +37,7 @@ def init_tokenizer(config: InitTokenizerConfig) -> None:
         Path(config.target_tokenizer_dir),
         overwrite=config.overwrite,
         unreachable=config.unreachable,
-        check_texts={name: read_texts([Path(name)], "--check_text") for name in config.check_text},
+        check_texts={name: (entry.text for entry in TextReader([name], "--check_text")) for name in config.check_text},
     )
     print(report.describe())
     print(f"written to {config.target_tokenizer_dir}; all that was left out is listed in its {REPORT_FILE}")

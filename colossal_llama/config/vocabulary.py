@@ -12,25 +12,6 @@ OVERWRITE_HELP = "replace the output when it exists already"
 
 
 @dataclasses.dataclass
-class MineTokensConfig:
-    """Flags of ``scripts/mine_tokens.py``."""
-
-    text_files: list[str] = flag(help="text to find pieces in: .jsonl (fields target or text) or plain UTF-8 text")
-    tokenizer_dir: str = flag(help="tokenizer that lacks the pieces: a Hugging Face folder")
-    output_file: str = flag(help='where to write the pieces, one {"piece": "..."} a line')
-    num_tokens: int = flag(1000, help="how many pieces to write at most")
-    max_characters: int = flag(4, help="longest piece, in characters")
-    overwrite: bool = flag(False, help=OVERWRITE_HELP)
-
-    def __post_init__(self) -> None:
-        """Refuse counts that select nothing."""
-        if self.num_tokens < 1:
-            raise UserError(f"--num_tokens {self.num_tokens}: must be at least 1")
-        if not 1 <= self.max_characters <= 16:
-            raise UserError(f"--max_characters {self.max_characters}: must be between 1 and 16")
-
-
-@dataclasses.dataclass
 class InitTokenizerConfig:
     """Flags of ``scripts/init_tokenizer.py``."""
 

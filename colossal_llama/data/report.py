@@ -24,7 +24,7 @@ from colossal_llama.data.inspection import (
 )
 from colossal_llama.data.part_statistics import PartStatistics, part_statistics
 from colossal_llama.data.report_page import (
-    PAGE,
+    STYLE,
     Table,
     html_figure,
     html_table,
@@ -34,6 +34,7 @@ from colossal_llama.data.report_page import (
     svg_bars,
     words,
 )
+from colossal_llama.html_page import render_page
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -114,7 +115,7 @@ def render_report(folder: PreparedFolder, tokenizer: "PreTrainedTokenizerBase | 
         ("Settings and versions", _settings(manifest)),
     ]
     body = "".join(f"<section><h2>{escape(title)}</h2>{content}</section>\n" for title, content in sections if content)
-    return PAGE.replace("@@BODY@@", body)
+    return render_page("Prepared dataset", body, STYLE)
 
 
 def _totals(manifest: dict[str, Any], total: PartStatistics, max_length: int) -> str:

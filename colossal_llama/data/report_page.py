@@ -89,30 +89,7 @@ def svg_bars(values: Sequence[int], labels: Sequence[str]) -> str:
     return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(marks)}</svg>'
 
 
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Prepared dataset</title>
-<style>
-body { font: 15px/1.5 system-ui, "Noto Sans", "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", sans-serif;
-  margin: 0 auto; max-width: 1360px; padding: 1rem 1.5rem; color: #1c2330; background: #fff; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.2rem; margin: 2rem 0 .6rem; border-bottom: 1px solid #d5dae3; }
-h3 { font-size: 1rem; margin: 1rem 0 .3rem; }
-.cards { display: flex; flex-wrap: wrap; gap: .6rem; }
-.card { border: 1px solid #d5dae3; border-radius: 6px; padding: .4rem .8rem; min-width: 8rem; }
-.card b { display: block; font-size: 1.15rem; font-variant-numeric: tabular-nums; }
-.card span, figcaption { color: #5a6478; font-size: .85rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; }
-th { text-align: left; background: #f3f5f9; }
-th, td { border: 1px solid #d5dae3; padding: .2rem .6rem; vertical-align: top; overflow-wrap: break-word; }
-td:first-child { white-space: nowrap; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-summary { cursor: pointer; margin: .3rem 0; }
-.figures { display: flex; flex-wrap: wrap; gap: 1.5rem; }
-figure { margin: .8rem 0; flex: 1 1 420px; max-width: 660px; }
+STYLE = """
 svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: #5a6478; }
 svg line { stroke: #e3e7ee; } svg rect { fill: #3b74c4; }
 .row { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #d5dae3; border-radius: 6px;
@@ -122,11 +99,5 @@ svg line { stroke: #e3e7ee; } svg rect { fill: #3b74c4; }
 .mark { display: block; width: fit-content; margin: .4rem 0 .1rem; padding: 0 .5rem; border-radius: 4px;
   background: #23406e; color: #fff; font-size: .8rem; text-decoration: none; }
 p .mark { display: inline; }
-</style>
-</head>
-<body>
-<h1>Prepared dataset</h1>
-@@BODY@@</body>
-</html>
 """
-"""The page; ``@@BODY@@`` stands for its sections."""
+"""What the report adds to the style of all pages."""

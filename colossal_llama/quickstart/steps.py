@@ -129,11 +129,15 @@ def mine_and_expand(workspace: Workspace, plan: QuickstartPlan, base: Path) -> R
     """Steps 1 and 2: a wider tokenizer and a model with embedding rows for it."""
     tokens, tokenizer, model = (workspace.folder(name) for name in ("new_tokens.jsonl", "tokenizer", "model"))
     script(
-        "mine_tokens.py",
+        "train_tokenizer.py",
         text_files=workspace.folder("text", "mining", "records.jsonl"),
-        tokenizer_dir=base,
-        num_tokens=plan.new_tokens,
+        source_tokenizer_dir=base,
         output_file=tokens,
+        method="ngrams",
+        max_characters=4,
+        target_size=plan.new_tokens,
+        held_out_fraction=0,
+        curve_points=0,
         overwrite=True,
     )
     script(

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "colossal_llama"
 
 LAYERS = (
-    {"constants", "errors", "registry", "quiet", "atomic", "json_records"},
+    {"constants", "errors", "registry", "quiet", "atomic", "json_records", "html_page"},
     {"config", "distributed", "schedule", "state"},
     {"checkpoint", "data", "metrics", "model", "optim", "plugins", "tokenizer"},
     {"trainer", "evaluation", "generation"},

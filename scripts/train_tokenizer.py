@@ -1,4 +1,4 @@
-from colossal_llama.commands.mine_tokens import main
+from colossal_llama.commands.train_tokenizer import main
 
 if __name__ == "__main__":
     raise SystemExit(main())
