@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from colossal_llama.errors import UserError
@@ -48,12 +48,13 @@ def refuse_existing(
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Yield a fresh sibling folder that becomes ``target`` on success and vanishes on any error.
+    """Yield a fresh sibling folder that becomes ``target`` on success and vanishes on any error, with new parents.
 
     An older ``target`` is replaced only after the new one is complete; call :func:`refuse_existing` first
     where that must not happen.
     """
     target = target.resolve()
+    made = [parent for parent in target.parents if not parent.exists()]
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
@@ -62,6 +63,9 @@ def atomic_directory(target: Path) -> Iterator[Path]:
         yield scratch
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
+        for parent in made:
+            with suppress(OSError):  # someone else has put something there
+                parent.rmdir()
         raise
     publish_directory(scratch, target)
 

@@ -12,10 +12,14 @@ from colossal_llama.errors import UserError, run_command
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from colossal_llama.model.checkpoint_writer import CheckpointWriter
+    from colossal_llama.model.embeddings import InitSettings, WideningReport
+    from colossal_llama.model.new_rows import NewTokens
+
 SOURCE_FLAG = "--source_model_and_tokenizer_path"
 TOKENIZER_FLAG = "--target_tokenizer_path"
 TARGET_FLAG = "--target_model_path"
-DESCRIPTION = "Widen a model's embeddings; each new row is the mean of its old sub-tokens' rows."
+DESCRIPTION = "Give a model embedding rows for a wider tokenizer; every other weight keeps its bits."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,24 +34,51 @@ def init_model(config: InitModelConfig) -> None:
     stay.
 
     Raises:
-        UserError: a folder is missing or broken, the target exists, or tokenizers and model do not match.
+        UserError: a folder is missing or broken, the target exists or cannot be written, or tokenizers and model
+            do not match.
     """
     source, tokenizer_dir = Path(config.source_model_and_tokenizer_path), Path(config.target_tokenizer_path)
     target = Path(config.target_model_path)
     refuse_target(source, tokenizer_dir, target, config.overwrite)
-    from colossal_llama.model.embeddings import expand_embeddings
-    from colossal_llama.model.pretrained import copy_beside_model, load_causal_lm, save_model
+    from colossal_llama.model.widening import begin_copy
+    from colossal_llama.tokenizer.loading import check_tokenizer_folder
+
+    check_tokenizer_folder(tokenizer_dir, TOKENIZER_FLAG)
+    try:
+        with atomic_directory(target) as scratch, begin_copy(source, SOURCE_FLAG, scratch) as writer:
+            report = _widen_into(scratch, config, writer)
+    except OSError as error:
+        where = error.filename or target
+        raise UserError(f"{where}: {error.strerror or error}; check space and permissions") from error
+    print(report.describe())
+    print(f"written to {target}")
+
+
+def _widen_into(scratch: Path, config: InitModelConfig, writer: "CheckpointWriter | None") -> "WideningReport":
+    from colossal_llama.model.pretrained import copy_beside_model
+    from colossal_llama.model.widening import widen_checkpoint
+
+    source, tokenizer_dir = Path(config.source_model_and_tokenizer_path), Path(config.target_tokenizer_path)
+    old, new = _load_fast(source, SOURCE_FLAG), _load_fast(tokenizer_dir, TOKENIZER_FLAG)
+    tokens, settings = _plan(config, old, new)
+    copy_beside_model(tokenizer_dir, scratch)
+    return widen_checkpoint(source, SOURCE_FLAG, scratch, tokens, config.pad_to_multiple_of, settings, writer)
+
+
+def _plan(
+    config: InitModelConfig, old: "PreTrainedTokenizerBase", new: "PreTrainedTokenizerBase"
+) -> "tuple[NewTokens, InitSettings]":
+    from colossal_llama.model.auxiliary import read_auxiliary
+    from colossal_llama.model.embeddings import InitSettings
+    from colossal_llama.model.new_rows import NewTokens
     from colossal_llama.tokenizer.sub_tokens import vocabulary_growth
 
-    old, new = _load_fast(source, SOURCE_FLAG), _load_fast(tokenizer_dir, TOKENIZER_FLAG)
     growth = vocabulary_growth(old, new)
-    model = load_causal_lm(source, SOURCE_FLAG)
-    rows = expand_embeddings(model, growth.old_ids, growth.new_ids, growth.sub_tokens, config.pad_to_multiple_of)
-    with atomic_directory(target) as scratch:
-        copy_beside_model(tokenizer_dir, scratch)
-        save_model(model, source, scratch)
-    print(f"embedding rows: {rows}, {len(growth.new_ids)} of them new tokens' means; {model.dtype}")
-    print(f"written to {target}")
+    tokens = NewTokens(growth.old_ids, growth.new_ids, growth.sub_tokens, growth.sub_token_lengths)
+    auxiliary = None
+    if config.auxiliary_embeddings is not None:
+        auxiliary = read_auxiliary(Path(config.auxiliary_embeddings), new.get_vocab(), growth.old_ids)
+    return tokens, InitSettings(config.init_method, config.seed, auxiliary=auxiliary)
 
 
 def _load_fast(path: Path, flag: str) -> "PreTrainedTokenizerBase":

@@ -9,6 +9,8 @@ UNREACHABLE_MODES = ("repair", "drop", "keep", "error")
 """Those of ``tokenizer.reachability``; a test compares the two."""
 
 OVERWRITE_HELP = "replace the output when it exists already"
+INIT_METHOD_NAMES = ("mean", "weighted_mean", "global_mean", "gaussian", "random", "focus")
+"""The methods that ``colossal_llama.model.new_rows`` registers; a test holds them together."""
 
 
 @dataclasses.dataclass
@@ -45,9 +47,23 @@ class InitModelConfig:
     pad_to_multiple_of: int = flag(
         1, help="round the number of embedding rows up to a multiple of this (tensor parallelism, kernels)"
     )
+    init_method: str = flag(
+        "mean",
+        help="what a new row starts from: mean or weighted_mean of its old sub-tokens, global_mean or gaussian of all "
+        "old rows, random, or similar tokens (focus)",
+        choices=INIT_METHOD_NAMES,
+    )
+    auxiliary_embeddings: str | None = flag(
+        None, help="token vectors for --init_method focus: .npz, or .vec as fastText writes it"
+    )
+    seed: int = flag(42, help="of --init_method gaussian and random")
     overwrite: bool = flag(False, help=OVERWRITE_HELP)
 
     def __post_init__(self) -> None:
-        """Refuse a multiple that is none."""
+        """Refuse a multiple that is none, and auxiliary embeddings without a use or a use without them."""
         if self.pad_to_multiple_of < 1:
             raise UserError(f"--pad_to_multiple_of {self.pad_to_multiple_of}: must be at least 1")
+        if self.init_method == "focus" and self.auxiliary_embeddings is None:
+            raise UserError("--init_method focus: needs token vectors; give --auxiliary_embeddings FILE.vec")
+        if self.init_method != "focus" and self.auxiliary_embeddings is not None:
+            raise UserError(f"--auxiliary_embeddings: --init_method {self.init_method} does not use it; give focus")

@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from colossal_llama.errors import UserError
-from colossal_llama.tokenizer.bytelevel import is_byte_level, spell
+from colossal_llama.tokenizer.bytelevel import is_byte_level, spell, unspell
 from colossal_llama.tokenizer.pieces import SPACE_MARK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+"""How SentencePiece spells a byte that is no character of the vocabulary."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,13 +24,16 @@ class VocabularyGrowth:
     Attributes:
         old_ids: every id of the old tokenizer, ascending.
         new_ids: every id that only the new tokenizer has, ascending.
-        sub_tokens: for each of ``new_ids``, the old ids of its characters in running text; never empty.
+        sub_tokens: for each of ``new_ids``, the old ids of its characters in running text, in their order; empty
+            where the old tokenizer knows nothing of them.
+        sub_token_lengths: for each of ``sub_tokens``, the characters that it stands for; at least 1.
         size: the highest id of the new tokenizer + 1.
     """
 
     old_ids: list[int]
     new_ids: list[int]
     sub_tokens: list[list[int]]
+    sub_token_lengths: list[list[int]]
     size: int
 
 
@@ -34,8 +41,7 @@ def vocabulary_growth(old: "PreTrainedTokenizerBase", new: "PreTrainedTokenizerB
     """Compare two fast tokenizers and split each new token into old ones.
 
     The old merge model is asked directly, so neither a dummy prefix nor special tokens get in; for a
-    SentencePiece piece that starts with ``▁`` the space is part of the piece. A token that the old model
-    knows nothing of counts as every old id.
+    SentencePiece piece that starts with ``▁`` the space is part of the piece.
 
     Raises:
         UserError: ``new`` lacks an old token or gives it another id.
@@ -47,14 +53,19 @@ def vocabulary_growth(old: "PreTrainedTokenizerBase", new: "PreTrainedTokenizerB
     old_ids = sorted(set(known.values()))
     fresh = sorted((token_id, token) for token, token_id in new.get_vocab().items() if token not in known)
     added = new.added_tokens_encoder  # type: ignore[attr-defined]
-    sub_tokens = []
+    own_added = old.added_tokens_encoder  # type: ignore[attr-defined]
+    sub_tokens, sub_token_lengths = [], []
     for _, token in fresh:
-        spelling = _spell_added(token, byte_level) if token in added else token
-        sub_tokens.append([part.id for part in model.tokenize(spelling)] or old_ids)
+        parts = model.tokenize(_spell_added(token, byte_level) if token in added else token)
+        sub_tokens.append([part.id for part in parts])
+        sub_token_lengths.append(
+            [characters_of(part.value, byte_level and part.value not in own_added) for part in parts]
+        )
     return VocabularyGrowth(
         old_ids=old_ids,
         new_ids=[token_id for token_id, _ in fresh],
         sub_tokens=sub_tokens,
+        sub_token_lengths=sub_token_lengths,
         size=max(new.get_vocab().values()) + 1,
     )
 
@@ -62,6 +73,18 @@ def vocabulary_growth(old: "PreTrainedTokenizerBase", new: "PreTrainedTokenizerB
 def _spell_added(content: str, byte_level: bool) -> str:
     """Added tokens are stored as plain text, all others in the model's own spelling."""
     return spell(content) if byte_level else content.replace(" ", SPACE_MARK)
+
+
+def characters_of(token: str, byte_level: bool) -> int:
+    """How many characters of text a token stands for, at least 1; bytes that are a part of one count as one.
+
+    Args:
+        token: as the vocabulary spells it.
+        byte_level: whether each of its characters stands for a byte; else ``<0x0A>`` is a byte.
+    """
+    if byte_level:
+        return max(1, len(unspell(token).decode("utf-8", errors="replace")))
+    return 1 if _BYTE_TOKEN.fullmatch(token) else max(1, len(token))
 
 
 def check_old_ids(old: "PreTrainedTokenizerBase", new: "PreTrainedTokenizerBase") -> None:

@@ -18,8 +18,9 @@ from colossal_llama.config.mining import METHOD_NAMES, TokenizerReportConfig, Tr
 from colossal_llama.config.prepare import PretrainPrepareConfig, SftPrepareConfig
 from colossal_llama.config.quickstart import QuickstartConfig
 from colossal_llama.config.train import PLUGIN_NAMES, TrainConfig
-from colossal_llama.config.vocabulary import InitModelConfig, InitTokenizerConfig
+from colossal_llama.config.vocabulary import INIT_METHOD_NAMES, InitModelConfig, InitTokenizerConfig
 from colossal_llama.errors import UserError
+from colossal_llama.model.new_rows import INIT_METHODS
 from colossal_llama.plugins import PLUGINS
 from colossal_llama.tokenizer.candidates import METHODS
 
@@ -102,6 +103,9 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--target_tokenizer_path": (REQUIRED,),
         "--target_model_path": (REQUIRED,),
         "--pad_to_multiple_of": (1,),
+        "--init_method": ("mean",),
+        "--auxiliary_embeddings": (None,),
+        "--seed": (42,),
         "--overwrite": (False,),
     },
     PretrainPrepareConfig: PREPARE,
@@ -192,6 +196,7 @@ CHOICES = {
     "--sub_dataset_by": {"input", "category"},
     "--encoder": {"auto", "tokenizers"},
     "--engine": {"local", "ray"},
+    "--init_method": {"mean", "weighted_mean", "global_mean", "gaussian", "random", "focus"},
     "--measure_on": {"held_out", "validation"},
     "--unreachable": {"repair", "drop", "keep", "error"},
     "--method": {"bpe", "unigram", "ngrams"},
@@ -234,6 +239,10 @@ def test_plugin_choices_are_the_registered_plugins() -> None:
 
 def test_mining_method_choices_are_the_registered_methods() -> None:
     assert METHODS.names() == list(METHOD_NAMES)
+
+
+def test_initialisation_choices_are_the_registered_methods() -> None:
+    assert INIT_METHODS.names() == list(INIT_METHOD_NAMES)
 
 
 def arguments_of_example(example: str, folder: Path) -> list[str]:

