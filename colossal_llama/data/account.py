@@ -8,10 +8,10 @@ from dataclasses import asdict
 import numpy as np
 
 from colossal_llama.data.allotment import Allotment, Corpus, Documents
+from colossal_llama.data.input_files import InputFile
 from colossal_llama.data.job import PrepareJob
 from colossal_llama.data.manifest import PRETRAIN, SFT, ChatFormat, InputInfo, Manifest, PartInfo, SubDataset
-from colossal_llama.data.readers import InputFile
-from colossal_llama.data.shards import NOT_FIRST
+from colossal_llama.data.shard_files import NOT_FIRST
 from colossal_llama.tokenizer.fingerprint import tokenizer_fingerprint
 
 LONG_DOCUMENT = "end of a long document"

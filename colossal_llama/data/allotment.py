@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from colossal_llama.data.readers import Reject
-from colossal_llama.data.shards import NOT_FIRST, read_index
+from colossal_llama.data.shard_files import NOT_FIRST, read_index
 from colossal_llama.errors import UserError
 
 _VALIDATION, _COPIES, _BINS = range(3)

@@ -8,7 +8,7 @@ from colossal_llama.data.allotment import Documents
 from colossal_llama.data.duplicates import ExactDuplicateIndex
 from colossal_llama.data.near_duplicates import NearDuplicateIndex, NearDuplicateSettings
 from colossal_llama.data.readers import Reject
-from colossal_llama.data.shards import NOT_FIRST, SHINGLES, read_marks, shard_path
+from colossal_llama.data.shard_files import NOT_FIRST, SHINGLES, read_marks, shard_path
 
 EXACT_DUPLICATE = "equal to an earlier text"
 NEAR_DUPLICATE = "nearly equal to an earlier text"

@@ -21,7 +21,7 @@ from colossal_llama.data.allotment import Corpus, Documents, gather_ranges
 from colossal_llama.data.dataset import labels_of
 from colossal_llama.data.manifest import PartInfo, Share, part_info_from
 from colossal_llama.data.packing import LONG_DOCUMENTS, PACKINGS, Packing, Pieces
-from colossal_llama.data.shards import shard_path
+from colossal_llama.data.shard_files import shard_path
 
 if TYPE_CHECKING:
     import pyarrow

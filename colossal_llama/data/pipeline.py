@@ -34,20 +34,22 @@ from colossal_llama.data.decontamination import EvaluationNgrams
 from colossal_llama.data.duplicate_search import find_duplicates
 from colossal_llama.data.engines import choose_engine
 from colossal_llama.data.formats import FORMATS, Conversation, FormatOptions, Sample, detect_format
+from colossal_llama.data.input_files import InputFile, list_input_files
 from colossal_llama.data.job import PrepareJob, PrepareSettings
 from colossal_llama.data.manifest import Manifest, PartInfo, read_manifest, write_manifest
 from colossal_llama.data.near_duplicates import require_datasketch
 from colossal_llama.data.parts import PartTask, is_made, part_name, write_bin, write_part
-from colossal_llama.data.readers import FileSlice, InputFile, Record, Reject, list_input_files, plan_slices, read_slice
+from colossal_llama.data.readers import Record, Reject, read_slice
 from colossal_llama.data.report import REPORT_FILE, write_report
+from colossal_llama.data.shard_files import NOT_FIRST
 from colossal_llama.data.shards import (
     ALL_TURNS_TOO_LONG,
-    NOT_FIRST,
     Screening,
     TokenizeSetup,
     group_slices,
     make_shard,
 )
+from colossal_llama.data.slices import FileSlice, plan_slices
 from colossal_llama.data.tokenization import encoder_spec
 from colossal_llama.data.workplace import Workplace, open_workplace, workplace_of
 from colossal_llama.errors import RecordError, UserError

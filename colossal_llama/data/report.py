@@ -7,7 +7,6 @@ of rows and pieces are counted in the arrow files, batch by batch. The same data
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from html import escape
 from itertools import pairwise
 from pathlib import Path
@@ -15,21 +14,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from colossal_llama.constants import IGNORE_INDEX
-from colossal_llama.data.dataset import LABELS, LEARNED
 from colossal_llama.data.inspection import (
     DecodedDocument,
     PreparedFolder,
-    PreparedPart,
     decode_row,
     open_prepared,
     part_entries,
     printable,
 )
+from colossal_llama.data.part_statistics import PartStatistics, part_statistics
+from colossal_llama.data.report_page import (
+    STYLE,
+    Table,
+    html_figure,
+    html_table,
+    show_number,
+    show_share,
+    show_value,
+    svg_bars,
+    words,
+)
 from colossal_llama.html_page import render_page
 
 if TYPE_CHECKING:
-    import pyarrow
     from transformers import PreTrainedTokenizerBase
 
 REPORT_FILE = "report.html"
@@ -37,10 +44,6 @@ REPORT_FILE = "report.html"
 SHOWN_ROWS = 4
 SHOWN_CHARACTERS = 6000
 SHOWN_CATEGORIES = 30
-OPEN_TABLE_ROWS = 20
-"""Longer tables are folded up."""
-
-_BATCH_ROWS = 4096
 _FILL_BINS = 20
 _HISTOGRAM_BINS = 32
 
@@ -69,80 +72,6 @@ _SHOWN_ELSEWHERE = {
     *("max_length", "split_documents", "dropped_turns", "dropped_turn_tokens", "trailing_human"),
 }
 """Fields of the manifest that have a place outside of the last section."""
-
-Table = list[list[str]]
-
-
-@dataclass
-class PartStatistics:
-    """Counts of one part, or of several added up.
-
-    Attributes:
-        rows: number of rows.
-        tokens: in them.
-        learned_tokens: those with a label.
-        pieces: documents, after those longer than a row were cut.
-        row_lengths: number of rows by length in tokens.
-        piece_lengths: number of pieces by length in tokens.
-        category_pieces: number of pieces by category.
-        category_tokens: their tokens.
-    """
-
-    rows: int = 0
-    tokens: int = 0
-    learned_tokens: int = 0
-    pieces: int = 0
-    row_lengths: Counter[int] = field(default_factory=Counter)
-    piece_lengths: Counter[int] = field(default_factory=Counter)
-    category_pieces: Counter[str] = field(default_factory=Counter)
-    category_tokens: Counter[str] = field(default_factory=Counter)
-
-    def add(self, other: "PartStatistics") -> None:
-        """Add another part's counts to these."""
-        for name, value in vars(other).items():
-            if isinstance(value, Counter):
-                getattr(self, name).update(value)
-            else:
-                setattr(self, name, getattr(self, name) + value)
-
-
-def part_statistics(part: PreparedPart) -> PartStatistics:
-    """Count a part; memory holds one batch of rows."""
-    result = PartStatistics()
-    for batch in part.table.to_batches(max_chunksize=_BATCH_ROWS):
-        lengths = np.diff(batch.column("input_ids").offsets.to_numpy())
-        result.rows += len(lengths)
-        result.tokens += int(lengths.sum())
-        result.learned_tokens += _learned_tokens(batch)
-        _count(result.row_lengths, lengths)
-        if {"seq_lengths", "category"} <= set(part.table.column_names):
-            _count_pieces(result, batch)
-    return result
-
-
-def _learned_tokens(batch: "pyarrow.RecordBatch") -> int:
-    if LEARNED in batch.schema.names:
-        runs = batch.column(LEARNED).flatten().to_numpy().reshape(-1, 2)
-        return int((runs[:, 1] - runs[:, 0]).sum(dtype=np.int64))
-    return int((batch.column(LABELS).flatten().to_numpy() != IGNORE_INDEX).sum())
-
-
-def _count_pieces(result: PartStatistics, batch: "pyarrow.RecordBatch") -> None:
-    lengths = batch.column("seq_lengths").flatten().to_numpy()
-    categories = batch.column("category").flatten().dictionary_encode()
-    numbers, names = categories.indices.to_numpy(), categories.dictionary.to_pylist()
-    result.pieces += len(lengths)
-    _count(result.piece_lengths, lengths)
-    pieces = np.bincount(numbers, minlength=len(names))
-    tokens = np.bincount(numbers, weights=lengths, minlength=len(names))
-    for name, some_pieces, some_tokens in zip(names, pieces.tolist(), tokens.tolist(), strict=True):
-        result.category_pieces[name] += some_pieces
-        result.category_tokens[name] += int(some_tokens)
-
-
-def _count(counter: Counter[int], lengths: np.ndarray) -> None:
-    values, counts = np.unique(lengths, return_counts=True)
-    counter.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
 
 
 def write_report(arrow_dir: Path, tokenizer: "PreTrainedTokenizerBase | None", path: Path) -> None:
@@ -186,51 +115,7 @@ def render_report(folder: PreparedFolder, tokenizer: "PreTrainedTokenizerBase | 
         ("Settings and versions", _settings(manifest)),
     ]
     body = "".join(f"<section><h2>{escape(title)}</h2>{content}</section>\n" for title, content in sections if content)
-    return render_page("Prepared dataset", body, _STYLE)
-
-
-def _number(value: float) -> str:
-    return f"{value:,}" if isinstance(value, int) else f"{value:,.3f}"
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{part / whole:.2%}" if whole else ""
-
-
-def _text(value: Any) -> str:
-    """A manifest value in plain words."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, (int, float)):
-        return _number(value)
-    if isinstance(value, dict):
-        return ", ".join(f"{_label(name)}: {_text(inner)}" for name, inner in value.items()) or "none"
-    if isinstance(value, list):
-        return ", ".join(map(_text, value)) or "none"
-    return str(value)
-
-
-def _label(name: str) -> str:
-    return str(name).replace("_", " ")
-
-
-def _table(head: Sequence[str], rows: Table, summary: str, align: bool = True) -> str:
-    """A table whose cells are escaped; ``align`` puts figures to the right. ``summary`` names its rows."""
-    if not rows:
-        return ""
-
-    def cell(text: str, tag: str = "td") -> str:
-        is_figure = align and text.strip("-+%").replace(",", "").replace(".", "", 1).isdigit()
-        return f"<{tag}{' class=n' if is_figure else ''}>{escape(printable(text))}</{tag}>"
-
-    lines = [f"<tr>{''.join(f'<th>{escape(printable(name))}</th>' for name in head)}</tr>"]
-    lines += [f"<tr>{''.join(map(cell, row))}</tr>" for row in rows]
-    table = f'<div class="wide"><table>{"".join(lines)}</table></div>'
-    if len(rows) <= OPEN_TABLE_ROWS:
-        return table
-    return f"<details><summary>{len(rows):,} {escape(summary)}</summary>{table}</details>"
+    return render_page("Prepared dataset", body, STYLE)
 
 
 def _totals(manifest: dict[str, Any], total: PartStatistics, max_length: int) -> str:
@@ -240,9 +125,9 @@ def _totals(manifest: dict[str, Any], total: PartStatistics, max_length: int) ->
         ("rows", total.rows),
         ("tokens", total.tokens),
         ("tokens with loss", total.learned_tokens),
-        ("share with loss", _share(total.learned_tokens, total.tokens)),
+        ("share with loss", show_share(total.learned_tokens, total.tokens)),
         ("longest row allowed", max_length),
-        ("padding to full rows", _share(room - total.tokens, room)),
+        ("padding to full rows", show_share(room - total.tokens, room)),
         ("tokens produced", manifest.get("tokens_in")),
         ("tokens repeated", manifest.get("tokens_repeated") or None),
         ("tokens in validation", (manifest.get("validation") or {}).get("tokens")),
@@ -253,7 +138,7 @@ def _totals(manifest: dict[str, Any], total: PartStatistics, max_length: int) ->
         *_compression(manifest, manifest.get("tokens_in", total.tokens)),
     ]
     cards = "".join(
-        f'<div class="card"><b>{escape(_text(value))}</b><span>{escape(name)}</span></div>'
+        f'<div class="card"><b>{escape(show_value(value))}</b><span>{escape(name)}</span></div>'
         for name, value in entries
         if value is not None
     )
@@ -283,41 +168,48 @@ def _entries(manifest: dict[str, Any], field: str) -> str:
     rates = [dict(_compression(entry, entry.get("tokens"))) for entry in entries]
     rate_names = _columns(rates)
     rows = [
-        [_text(entry.get(name)) for name in names] + [rate.get(name, "") for name in rate_names]
+        [show_value(entry.get(name)) for name in names] + [rate.get(name, "") for name in rate_names]
         for entry, rate in zip(entries, rates, strict=True)
     ]
-    return _table([*map(_label, names), *rate_names], rows, _label(field))
+    return html_table([*map(words, names), *rate_names], rows, words(field))
 
 
 def _categories(total: PartStatistics) -> str:
     ordered = sorted(total.category_tokens.items(), key=lambda item: (-item[1], item[0]))
     shown, others = ordered[:SHOWN_CATEGORIES], ordered[SHOWN_CATEGORIES:]
     rows = [
-        [name or "(none)", _number(total.category_pieces[name]), _number(tokens), _share(tokens, total.tokens)]
+        [
+            name or "(none)",
+            show_number(total.category_pieces[name]),
+            show_number(tokens),
+            show_share(tokens, total.tokens),
+        ]
         for name, tokens in shown
     ]
     if others:
         pieces, tokens = sum(total.category_pieces[name] for name, _ in others), sum(tokens for _, tokens in others)
-        rows.append([f"{len(others):,} others", _number(pieces), _number(tokens), _share(tokens, total.tokens)])
-    return _table(["category", "pieces", "tokens", "share"], rows, "categories")
+        rows.append(
+            [f"{len(others):,} others", show_number(pieces), show_number(tokens), show_share(tokens, total.tokens)]
+        )
+    return html_table(["category", "pieces", "tokens", "share"], rows, "categories")
 
 
 def _dropped(manifest: dict[str, Any]) -> str:
     rows = [
-        [str(reason), _text(number)]
+        [str(reason), show_value(number)]
         for name in _REASONS
         if isinstance(manifest.get(name), dict)
         for reason, number in manifest[name].items()
     ]
-    rows += [[f"tokens: {reason}", _text(number)] for reason, number in manifest.get("tokens_dropped", {}).items()]
+    rows += [[f"tokens: {reason}", show_value(number)] for reason, number in manifest.get("tokens_dropped", {}).items()]
     for name, label in (
         ("dropped_turns", "turns longer than a row"),
         ("dropped_turn_tokens", "their tokens"),
         ("trailing_human", "unanswered last messages, cut"),
     ):
         if manifest.get(name):
-            rows.append([label, _text(manifest[name])])
-    return _table(["reason", "number"], rows, "reasons") or ("<p>nothing</p>" if "dropped" in manifest else "")
+            rows.append([label, show_value(manifest[name])])
+    return html_table(["reason", "number"], rows, "reasons") or ("<p>nothing</p>" if "dropped" in manifest else "")
 
 
 def _length_figures(total: PartStatistics, max_length: int) -> str:
@@ -327,7 +219,7 @@ def _length_figures(total: PartStatistics, max_length: int) -> str:
         caption = f"Documents by tokens (logarithmic); longer ones are cut at {max_length:,}. " + _spread(
             total.piece_lengths
         )
-        figures.append(_figure(caption, _bars(_binned(total.piece_lengths, edges), _edge_labels(edges))))
+        figures.append(html_figure(caption, svg_bars(_binned(total.piece_lengths, edges), _edge_labels(edges))))
     limits = np.linspace(0, max_length, _FILL_BINS + 1)
     # A full row belongs to the last bin, so bins are open on the left.
     counts = np.zeros(_FILL_BINS, dtype=np.int64)
@@ -338,7 +230,7 @@ def _length_figures(total: PartStatistics, max_length: int) -> str:
     caption = f"Rows by fill (tokens of {max_length:,}); {full:,} of {total.rows:,} are full. " + _spread(
         total.row_lengths
     )
-    figures.append(_figure(caption, _bars(counts.tolist(), labels)))
+    figures.append(html_figure(caption, svg_bars(counts.tolist(), labels)))
     return f'<div class="figures">{"".join(figures)}</div>'
 
 
@@ -368,35 +260,6 @@ def _binned(lengths: Counter[int], edges: Sequence[int]) -> list[int]:
     return counts
 
 
-def _figure(caption: str, svg: str) -> str:
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
-
-
-def _bars(values: Sequence[int], labels: Sequence[str]) -> str:
-    """Vertical bars as inline SVG; a bar's label and value are its tooltip."""
-    width, height, left, bottom, top = 640, 240, 58, 74, 12
-    highest = max([*values, 1])
-    step = (width - left) / max(1, len(values))
-    tall = height - bottom - top
-    marks = []
-    for value in sorted({0, highest // 2, highest}):
-        y = top + tall * (1 - value / highest)
-        marks.append(f'<line x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        marks.append(f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:,}</text>')
-    every = -(-len(values) // 16)
-    for index, (value, label) in enumerate(zip(values, labels, strict=True)):
-        x, bar = left + index * step, tall * value / highest
-        bar = max(bar, 1.0) if value else 0.0
-        marks.append(
-            f'<rect x="{x + step * 0.08:.1f}" y="{top + tall - bar:.1f}" width="{step * 0.84:.1f}" '
-            f'height="{bar:.1f}"><title>{escape(label)}: {value:,}</title></rect>'
-        )
-        if index % every == 0:
-            place = f"{x + step / 2:.1f} {top + tall + 12}"
-            marks.append(f'<text transform="translate({place}) rotate(-45)" text-anchor="end">{escape(label)}</text>')
-    return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(marks)}</svg>'
-
-
 def _buckets(folder: PreparedFolder, parts: Sequence[PartStatistics], max_length: int) -> str:
     names = [part.name for part in folder.parts]
     known = part_entries(folder.manifest)
@@ -410,20 +273,20 @@ def _buckets(folder: PreparedFolder, parts: Sequence[PartStatistics], max_length
         rows.append(
             [
                 name,
-                _number(part.rows),
-                _number(part.pieces),
-                _number(part.tokens),
-                _number(part.learned_tokens),
-                _share(room - part.tokens, room),
-                *(_text(entry.get(column)) for column in columns),
+                show_number(part.rows),
+                show_number(part.pieces),
+                show_number(part.tokens),
+                show_number(part.learned_tokens),
+                show_share(room - part.tokens, room),
+                *(show_value(entry.get(column)) for column in columns),
                 *(rate.get(column, "") for column in rate_names),
             ]
         )
-    head = ["bucket", "rows", "pieces", "tokens", "tokens with loss", "padding", *map(_label, columns), *rate_names]
-    table = _table(head, rows, "buckets")
+    head = ["bucket", "rows", "pieces", "tokens", "tokens with loss", "padding", *map(words, columns), *rate_names]
+    table = html_table(head, rows, "buckets")
     if not 1 < len(parts) <= _MOST_BARS:
         return table
-    figure = _figure("Tokens per bucket", _bars([part.tokens for part in parts], names))
+    figure = html_figure("Tokens per bucket", svg_bars([part.tokens for part in parts], names))
     return f'{table}<div class="figures">{figure}</div>'
 
 
@@ -481,20 +344,7 @@ def _settings(manifest: dict[str, Any]) -> str:
         if name in _SHOWN_ELSEWHERE or (name in _REASONS and isinstance(value, dict)):
             continue
         if isinstance(value, dict) and value:
-            rows += [[f"{_label(name)}: {_label(key)}", _text(inner)] for key, inner in value.items()]
+            rows += [[f"{words(name)}: {words(key)}", show_value(inner)] for key, inner in value.items()]
         else:
-            rows.append([_label(name), _text(value) or "none"])
-    return _table(["field", "value"], rows, "fields", align=False)
-
-
-_STYLE = """
-svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: #5a6478; }
-svg line { stroke: #e3e7ee; } svg rect { fill: #3b74c4; }
-.row { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid #d5dae3; border-radius: 6px;
-  padding: .5rem .8rem; max-height: 24rem; overflow-y: auto; }
-.learned { background: #dff3e3; }
-.given { color: #6b7280; background: #f1f1f3; text-decoration: underline dotted; }
-.mark { display: block; width: fit-content; margin: .4rem 0 .1rem; padding: 0 .5rem; border-radius: 4px;
-  background: #23406e; color: #fff; font-size: .8rem; text-decoration: none; }
-p .mark { display: inline; }
-"""
+            rows.append([words(name), show_value(value) or "none"])
+    return html_table(["field", "value"], rows, "fields", align=False)

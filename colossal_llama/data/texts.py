@@ -16,7 +16,9 @@ from colossal_llama.data.formats import (
     RecordFormat,
     detect_format,
 )
-from colossal_llama.data.readers import KINDS, InputFile, Record, list_input_files, plan_slices, read_slice
+from colossal_llama.data.input_files import KINDS, InputFile, list_input_files
+from colossal_llama.data.readers import Record, read_slice
+from colossal_llama.data.slices import plan_slices
 from colossal_llama.errors import UserError
 
 PLAIN_TEXT = "txt"

@@ -21,9 +21,9 @@ from typing import TextIO
 from colossal_llama.atomic import publish_directory
 from colossal_llama.constants import MANIFEST_FILE
 from colossal_llama.data.engines import WorkerLostError
+from colossal_llama.data.input_files import InputFile
 from colossal_llama.data.job import PrepareJob
 from colossal_llama.data.manifest import FORMAT_VERSION
-from colossal_llama.data.readers import InputFile
 from colossal_llama.data.shards import TokenizeSetup
 from colossal_llama.errors import UserError
 

@@ -10,7 +10,7 @@ import numpy as np
 from colossal_llama.data.allotment import Corpus, load_corpus
 from colossal_llama.data.manifest import PRETRAIN, InputInfo, Manifest, PartInfo, SubDataset
 from colossal_llama.data.parts import PartTask, part_name, write_bin, write_part
-from colossal_llama.data.shards import ShardBuilder, write_shard
+from colossal_llama.data.shard_files import ShardBuilder, write_shard
 from colossal_llama.data.tokenization import TokenizedSample
 
 

@@ -86,7 +86,7 @@ def test_result_depends_on_the_seed_but_not_on_the_workers(
     tmp_path: Path, texts: Path, tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Many slices and shards, so that two processes really share the work.
-    monkeypatch.setattr("colossal_llama.data.readers.plan_slices.__defaults__", (4096,))
+    monkeypatch.setattr("colossal_llama.data.slices.plan_slices.__defaults__", (4096,))
     monkeypatch.setattr("colossal_llama.data.pipeline.SHARD_BYTES", 8192)
     monkeypatch.setattr("colossal_llama.data.pipeline.PARALLEL_PART_TOKENS", 100)
     results = {}

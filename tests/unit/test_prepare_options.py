@@ -120,7 +120,7 @@ def test_near_duplicates_over_files_and_shards(
 ) -> None:
     """The n-grams that decide lie in the shards of both texts; a conversation in pieces counts once."""
     monkeypatch.setattr("colossal_llama.data.pipeline.SHARD_BYTES", 4000)
-    monkeypatch.setattr("colossal_llama.data.readers.plan_slices.__defaults__", (2000,))
+    monkeypatch.setattr("colossal_llama.data.slices.plan_slices.__defaults__", (2000,))
     text = sanguo_text()
 
     def chat(start: int, turns: int, change: str = "") -> dict[str, Any]:
@@ -221,7 +221,7 @@ def test_what_is_dropped_on_purpose_is_counted(tmp_path: Path, tokenizer_dir: Pa
 def spawn(arguments: list[str]) -> subprocess.Popen:
     """The command in a process group of its own, with small slices and shards so that there is much to resume."""
     program = (
-        "import sys, colossal_llama.data.readers as r, colossal_llama.data.pipeline as p\n"
+        "import sys, colossal_llama.data.slices as r, colossal_llama.data.pipeline as p\n"
         "r.plan_slices.__defaults__ = (20_000,)\n"
         "p.SHARD_BYTES, p.PARALLEL_PART_TOKENS = 40_000, 100\n"
         "from colossal_llama.commands.prepare_pretrain_dataset import main\n"
@@ -467,7 +467,7 @@ def test_ray_gives_the_same_bytes(
 ) -> None:
     ray = pytest.importorskip("ray")
     monkeypatch.setattr("colossal_llama.data.pipeline.SHARD_BYTES", 20_000)
-    monkeypatch.setattr("colossal_llama.data.readers.plan_slices.__defaults__", (10_000,))
+    monkeypatch.setattr("colossal_llama.data.slices.plan_slices.__defaults__", (10_000,))
     write_jsonl(tmp_path / "in/a.jsonl", texts(400))
     assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "local/arrow")) == 0
     try:

@@ -11,18 +11,9 @@ from typing import Any
 
 import pytest
 
-from colossal_llama.data.readers import (
-    DAMAGED_FILE,
-    FileSlice,
-    InputFile,
-    Record,
-    Reject,
-    list_input_files,
-    plan_slices,
-    read_records,
-    read_slice,
-    reject_record,
-)
+from colossal_llama.data.input_files import InputFile, list_input_files
+from colossal_llama.data.readers import Record, Reject, read_records, read_slice, reject_record
+from colossal_llama.data.slices import DAMAGED_FILE, FileSlice, plan_slices
 from colossal_llama.errors import RecordError, UserError
 
 GOOD = '{"target": "床前明月光"}'.encode()

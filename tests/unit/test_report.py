@@ -13,7 +13,8 @@ from colossal_llama.commands.prepare_pretrain_dataset import main as prepare
 from colossal_llama.commands.prepare_sft_dataset import main as prepare_sft
 from colossal_llama.data.dataset import PackedDataset
 from colossal_llama.data.inspection import open_prepared
-from colossal_llama.data.report import part_statistics, write_report
+from colossal_llama.data.part_statistics import part_statistics
+from colossal_llama.data.report import write_report
 from colossal_llama.errors import UserError
 from tests.helpers.assets import sanguo_text
 from tests.helpers.corpus import write_jsonl
@@ -157,7 +158,7 @@ def test_histograms_hold_every_piece_row_and_token(
 
 @pytest.mark.parametrize("batch_rows", [3, 4096])
 def test_statistics_agree_with_plain_counting(arrow: Path, monkeypatch: pytest.MonkeyPatch, batch_rows: int) -> None:
-    monkeypatch.setattr("colossal_llama.data.report._BATCH_ROWS", batch_rows)
+    monkeypatch.setattr("colossal_llama.data.part_statistics._BATCH_ROWS", batch_rows)
     folder = open_prepared(arrow, "--dataset")
     for part in folder.parts:
         rows = [part.row(number) for number in range(part.table.num_rows)]

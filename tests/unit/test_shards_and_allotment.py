@@ -18,7 +18,7 @@ from colossal_llama.data.allotment import (
     set_aside,
     unique_names,
 )
-from colossal_llama.data.shards import NOT_FIRST, learned_runs, shard_path
+from colossal_llama.data.shard_files import NOT_FIRST, learned_runs, shard_path
 from colossal_llama.errors import UserError
 from tests.helpers.corpus import random_samples, write_corpus
 
