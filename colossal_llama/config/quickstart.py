@@ -13,7 +13,7 @@ class QuickstartConfig:
 
     plugin: str = flag("ddp", help="plugin of all training stages", choices=PLUGIN_NAMES)
     processes: int = flag(2, help="training processes")
-    tiny: bool = flag(False, help="the same job on a small model that is made and trained here, in under 3 minutes")
+    tiny: bool = flag(False, help="the same job on a small model that is made and trained here, in a few minutes")
     measure_on: str = flag(
         "held_out",
         help="texts for the figures; choose the plan's numbers on validation, so that held_out stays unseen",
