@@ -10,6 +10,7 @@ from colossal_llama.plugins.base import (
     build_options,
 )
 from colossal_llama.plugins.documents import check_document_mask
+from colossal_llama.plugins.models import check_model, read_architecture
 
 __all__ = [
     "PLUGINS",
@@ -19,4 +20,6 @@ __all__ = [
     "build_booster",
     "build_options",
     "check_document_mask",
+    "check_model",
+    "read_architecture",
 ]

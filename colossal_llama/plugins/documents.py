@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from colossal_llama.plugins.base import PluginOptions, PluginSpec
 
+BIASED = frozenset({"bloom", "mpt"})
+"""Architectures that always use ALiBi; Falcon's configuration says whether it does."""
+
 
 def check_document_mask(
     plugin: str, spec: PluginSpec, options: PluginOptions, model_config: dict[str, Any], max_length: int
@@ -39,6 +42,11 @@ def check_document_mask(
             f"--document_mask does not work with --use_flash_attn in --plugin {plugin}: Colossal-AI's flash attention "
             "takes no mask of documents; leave --use_flash_attn away, use zero2, zero2_cpu or ddp, or add "
             "--document_mask off"
+        )
+    if model_config.get("alibi") or model_config["model_type"] in BIASED:
+        raise UserError(
+            f"--document_mask does not work with models of type {model_config['model_type']} that see distances by "
+            "ALiBi: transformers makes that bias from a padding mask alone; add --document_mask off"
         )
     window = model_config.get("sliding_window") if model_config.get("use_sliding_window", True) else None
     if window is not None and window < max_length and not takes_boundaries(spec, options):

@@ -105,5 +105,6 @@ PLUGINS.add(
         check=_check,
         layout=_layout,
         shards_attention=True,
+        rewrites_model=True,
     ),
 )

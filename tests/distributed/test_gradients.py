@@ -1,7 +1,7 @@
 """Every layout computes the gradients of the same loss: the mean over all target tokens of the global batch.
 
 The gradients themselves are compared, one parameter after the other and before clipping, with those of plain PyTorch
-in float64 on one document at a time. The worker's hook WRITE_GRADIENTS brings them out of every plugin as whole tensors.
+in float64 on one document at a time. The hook WRITE_GRADIENTS brings them out of every plugin as whole tensors.
 """
 
 from __future__ import annotations

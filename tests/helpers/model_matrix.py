@@ -54,8 +54,13 @@ def cell_precision(layout: str) -> str:
     return "bf16" if layout == "gemini" else "fp32"
 
 
-def measure_cell(folder: Path, model: Path, rows: Path, layout: str, reference: Reference) -> str:
+def measure_cell(
+    folder: Path, model: Path, rows: Path, layout: str, reference: Reference, environment: dict[str, str]
+) -> str:
     """Train :data:`STEPS` steps on two processes in ``folder``, and compare with the reference.
+
+    Args:
+        environment: hooks of the worker; ``UNDO=policies`` lets Colossal-AI try what train.py refuses.
 
     Returns:
         An empty string where losses, gradient norms and weights agree and the export opens with transformers; else
@@ -65,7 +70,7 @@ def measure_cell(folder: Path, model: Path, rows: Path, layout: str, reference: 
     arguments = ["--pretrained", str(model), "--dataset", str(rows), "--lr", str(LR), "--max_length", "32"]
     arguments += ["--skip_save_each_epoch", "--mixed_precision", precision, "--save_dir", str(folder / "checkpoints")]
     arguments += ["--tensorboard_dir", str(folder / "logs"), "--config_file", str(folder / "config.json")]
-    done = run_training([*arguments, *LAYOUTS[layout]], environment=SHARD)
+    done = run_training([*arguments, *LAYOUTS[layout]], environment=SHARD | environment)
     if done.returncode != 0:
         return last_error(done.stderr)
     losses, norms, limits = read_losses(folder), read_grad_norms(folder), TOLERANCES[precision]
@@ -82,9 +87,7 @@ def close(found: list[float], expected: list[float], tolerance: float) -> bool:
     return all(abs(mine - one) <= tolerance for mine, one in zip(found, expected, strict=True))
 
 
-def export_problem(
-    folder: Path, before: dict[str, torch.Tensor], reference: Reference, tolerance: float
-) -> str:
+def export_problem(folder: Path, before: dict[str, torch.Tensor], reference: Reference, tolerance: float) -> str:
     """What is wrong with an exported model, or an empty string."""
     from transformers import AutoModelForCausalLM
 

@@ -159,6 +159,10 @@ def undo(name: str) -> None:
 
         load = loader.load_model
         loader.load_model = lambda folder, flag, precision, attention: load(folder, flag, precision, "sdpa")
+    elif name == "policies":
+        from colossal_llama.plugins import models
+
+        models._check_policy = lambda *args: None
     elif name == "weighting":
         weigh_by_means()
     elif hasattr(upstream_fixes, name):
