@@ -63,7 +63,8 @@ def _supported_attention(folder: Path, flag: str, wanted: str) -> str:
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     model_type = read_model_config(folder, flag)["model_type"]
-    config_class = CONFIG_MAPPING.get(model_type)
+    # Its get() does not know what it has not loaded yet.
+    config_class = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None  # noqa: SIM401
     model_class = AutoModelForCausalLM._model_mapping.get(config_class, None)
     if wanted == "sdpa" and model_class is not None and not model_class._supports_sdpa:
         return "eager"

@@ -1,8 +1,9 @@
-"""Which models a plugin and layout trains rightly, and what their sizes must be: refused before anything is loaded.
+"""Which models a plugin and layout trains, and what their sizes must be: refused before anything is loaded.
 
 Data parallelism, ZeRO and Gemini take every causal language model of transformers as it is. Plugin 3d rewrites the
-model by Colossal-AI's policy for its architecture, and what is wrong in a policy shows as another loss at best.
-:data:`POLICIES` holds what ``benchmarks/model_matrix.py`` has measured to train as plain PyTorch does, and no more.
+model by Colossal-AI's policy for its architecture, where a fault may show as nothing but another loss.
+:data:`POLICIES` says which architectures have a policy, and what of it is known to work.
+``benchmarks/model_matrix.py`` measures that, and complains where the two disagree.
 """
 
 from __future__ import annotations
@@ -13,27 +14,45 @@ from typing import Any
 from colossal_llama.errors import UserError
 from colossal_llama.plugins.base import PluginOptions, PluginSpec
 
-SPLITS = ("split_gather", "ring")
-
 
 @dataclass(frozen=True)
 class Policy:
-    """What of an architecture's policy works.
+    """What of an architecture's policy may be used.
 
     Attributes:
-        tp, pp: tensor and pipeline parallelism.
-        sp: kinds of sequence parallelism.
+        tp, pp: tensor and pipeline parallelism; False where it fails or trains wrongly.
+        sp: kinds of sequence parallelism that are measured to train rightly. Others are refused untried: several
+            policies drop the flag with a warning, and a lost causal mask or gradient raises nothing.
     """
 
     tp: bool = True
     pp: bool = True
     sp: tuple[str, ...] = ()
 
+    def refused(self, options: PluginOptions) -> str:
+        """The flag that this policy cannot follow, or an empty string."""
+        if options.tp > 1 and not self.tp:
+            return f"--tp {options.tp}"
+        if options.pp > 1 and not self.pp:
+            return f"--pp {options.pp}"
+        if options.sp_mode is not None and options.sp_mode not in self.sp:
+            return f"--sp_mode {options.sp_mode}"
+        return ""
+
 
 POLICIES: dict[str, Policy] = {
-    "llama": Policy(sp=(*SPLITS, "all_to_all")),
+    "llama": Policy(sp=("split_gather", "ring", "all_to_all")),
+    "mistral": Policy(),
+    "mixtral": Policy(),
+    "qwen2": Policy(),
+    "cohere": Policy(tp=False),
+    "falcon": Policy(),
+    "bloom": Policy(),
+    "opt": Policy(),
+    "gpt2": Policy(),
+    "gptj": Policy(),
 }
-"""By ``model_type``. Measured with transformers 4.51.3 and Colossal-AI 0.5.0."""
+"""By ``model_type``; for transformers 4.51.3 and Colossal-AI 0.5.0."""
 
 LEARNED_POSITIONS = frozenset({"gpt2", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "opt", "biogpt", "xglm"})
 """Architectures with a table of positions: a longer row has no position, where rotary ones have."""
@@ -101,19 +120,11 @@ def _check_policy(plugin: str, options: PluginOptions, model_type: str) -> None:
             f"--plugin {plugin} does not work with models of type {model_type}: Colossal-AI 0.5.0 has no policy that "
             "trains them rightly; use zero2, zero2_cpu, gemini, gemini_auto or ddp"
         )
-    refused = ""
-    if options.tp > 1 and not policy.tp:
-        refused = f"--tp {options.tp}"
-    elif options.pp > 1 and not policy.pp:
-        refused = f"--pp {options.pp}"
-    elif options.sp_mode is not None and options.sp_mode not in policy.sp:
-        refused = f"--sp_mode {options.sp_mode}"
-    elif options.sp_mode is not None and options.pp > 1 and model_type != "llama":
-        refused = "--pp with sequence parallelism"
+    refused = policy.refused(options)
     if refused:
         raise UserError(
-            f"{refused} does not work with models of type {model_type}: Colossal-AI 0.5.0 does not train them as "
-            "plain PyTorch does there; see the table of models in docs/plugins.md, or use zero2 or gemini"
+            f"{refused} does not work with models of type {model_type}: Colossal-AI 0.5.0 is not known to train them "
+            "rightly there; see the table of models in docs/plugins.md, or use zero2 or gemini"
         )
 
 
@@ -134,3 +145,11 @@ def _check_sizes(options: PluginOptions, pretrained: str, architecture: Any) -> 
         )
     if options.pp > architecture.num_hidden_layers:
         raise UserError(f"--pp {options.pp} exceeds the model's {architecture.num_hidden_layers} layers")
+
+
+def _key_value_heads(architecture: Any) -> int:
+    # Falcon says "one" with a flag, and its policy then ignores --tp.
+    if getattr(architecture, "multi_query", False) and not getattr(architecture, "new_decoder_architecture", False):
+        return 1
+    names = ("num_key_value_heads", "num_kv_heads", "num_attention_heads")
+    return next(number for name in names if (number := getattr(architecture, name, None)))
