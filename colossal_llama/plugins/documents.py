@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 
     from colossal_llama.plugins.base import PluginOptions, PluginSpec
 
-BIASED = frozenset({"bloom", "mpt"})
-"""Architectures that always use ALiBi; Falcon's configuration says whether it does."""
+PADDING_MASK_ONLY = frozenset({"bloom", "mpt", "gpt2", "gpt_bigcode"})
+"""Architectures whose code in transformers 4.51 flattens the mask, or makes ALiBi's bias of it (as Falcon's does where its
+configuration says ``alibi``), and so takes none of documents."""
 
 
 def check_document_mask(
@@ -43,10 +44,10 @@ def check_document_mask(
             "takes no mask of documents; leave --use_flash_attn away, use zero2, zero2_cpu or ddp, or add "
             "--document_mask off"
         )
-    if model_config.get("alibi") or model_config["model_type"] in BIASED:
+    if model_config.get("alibi") or model_config["model_type"] in PADDING_MASK_ONLY:
         raise UserError(
-            f"--document_mask does not work with models of type {model_config['model_type']} that see distances by "
-            "ALiBi: transformers makes that bias from a padding mask alone; add --document_mask off"
+            f"--document_mask does not work with --pretrained of type {model_config['model_type']}: transformers takes "
+            "no mask but one of padding there; add --document_mask off"
         )
     window = model_config.get("sliding_window") if model_config.get("use_sliding_window", True) else None
     if window is not None and window < max_length and not takes_boundaries(spec, options):

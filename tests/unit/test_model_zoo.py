@@ -27,7 +27,7 @@ from colossal_llama.plugins.models import POLICIES
 from tests.helpers.model_zoo import ZOO, save_zoo_model
 
 LENGTHS = [9, 1, 6]
-ALIBI = "Bloom"
+PADDING_MASK_ONLY = ("Bloom", "GPT-2")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def check(folder: Path, plugin: str, max_length: int = 32, **changes: Any) -> No
     check_model(plugin, PLUGINS.get(plugin), options(**changes), str(folder), architecture, max_length)
 
 
-@pytest.mark.parametrize("name", [name for name in ZOO if name != ALIBI])
+@pytest.mark.parametrize("name", [name for name in ZOO if name not in PADDING_MASK_ONLY])
 def test_documents_are_kept_apart(name: str, folders: dict[str, Path]) -> None:
     model = load_model(folders[name], "--pretrained", "fp32", "sdpa")
     check_document_mask("ddp", PLUGINS.get("ddp"), options(), config_of(folders[name]), max_length=32)
@@ -64,9 +64,10 @@ def test_documents_are_kept_apart(name: str, folders: dict[str, Path]) -> None:
     assert not torch.allclose(mixed, torch.cat(alone), atol=1e-3)
 
 
-def test_documents_cannot_be_kept_apart_with_alibi(folders: dict[str, Path]) -> None:
-    for config in (config_of(folders[ALIBI]), config_of(folders["Falcon"]) | {"alibi": True}):
-        with pytest.raises(UserError, match=r"ALiBi.*--document_mask off"):
+def test_documents_cannot_be_kept_apart_with_a_padding_mask(folders: dict[str, Path]) -> None:
+    configs = [config_of(folders[name]) for name in PADDING_MASK_ONLY]
+    for config in (*configs, config_of(folders["Falcon"]) | {"alibi": True}):
+        with pytest.raises(UserError, match="no mask but one of padding there; add --document_mask off"):
             check_document_mask("ddp", PLUGINS.get("ddp"), options(), config, max_length=32)
 
 
@@ -146,7 +147,7 @@ def test_code_of_a_models_folder_is_not_run(model_type: str) -> None:
 
 def test_flash_attention_where_transformers_has_none(folders: dict[str, Path]) -> None:
     with pytest.raises(UserError, match=r"--use_flash_attn does not work with --pretrained .*BloomForCausalLM"):
-        load_model(folders[ALIBI], "--pretrained", "bf16", "flash_attention_2")
+        load_model(folders["Bloom"], "--pretrained", "bf16", "flash_attention_2")
 
 
 def test_weights_of_another_size_are_refused_and_defaults_are_not(tmp_path: Path, folders: dict[str, Path]) -> None:
