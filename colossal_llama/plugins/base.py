@@ -100,6 +100,7 @@ class PluginSpec:
         can_skip_sync: supports ``no_sync``, so that accumulation communicates once.
         shards_attention: Colossal-AI replaces the attention and brings its own flash attention.
         rewrites_model: Colossal-AI changes the model by a policy for its architecture.
+        cannot_train: architectures (``model_type``) that fail in the plugin, in every layout.
     """
 
     summary: str
@@ -111,6 +112,7 @@ class PluginSpec:
     can_skip_sync: bool = False
     shards_attention: bool = False
     rewrites_model: bool = False
+    cannot_train: frozenset[str] = frozenset()
 
 
 PLUGINS: Registry[PluginSpec] = Registry("plugin")

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from colossal_llama.plugins.base import PluginOptions, PluginSpec
 
 PADDING_MASK_ONLY = frozenset({"bloom", "mpt", "gpt2", "gpt_bigcode"})
-"""Architectures whose code in transformers 4.51 flattens the mask, or makes ALiBi's bias of it (as Falcon's does where its
-configuration says ``alibi``), and so takes none of documents."""
+"""Architectures whose code in transformers 4.51 flattens the mask, or makes ALiBi's bias of it (as Falcon's does where
+its configuration says ``alibi``), and so takes none of documents."""
 
 
 def check_document_mask(

@@ -2,8 +2,8 @@
 
 Data parallelism, ZeRO and Gemini take every causal language model of transformers as it is. Plugin 3d rewrites the
 model by Colossal-AI's policy for its architecture, where a fault may show as nothing but another loss.
-:data:`POLICIES` says which architectures have a policy, and what of it is known to work.
-``benchmarks/model_matrix.py`` measures that, and complains where the two disagree.
+:data:`POLICIES` holds the architectures whose policy is known to work; ``benchmarks/model_matrix.py`` measures that,
+and complains where the two disagree.
 """
 
 from __future__ import annotations
@@ -45,14 +45,12 @@ POLICIES: dict[str, Policy] = {
     "mistral": Policy(),
     "mixtral": Policy(),
     "qwen2": Policy(),
-    "cohere": Policy(tp=False),
     "falcon": Policy(),
-    "bloom": Policy(),
-    "opt": Policy(),
-    "gpt2": Policy(),
-    "gptj": Policy(),
 }
-"""By ``model_type``; for transformers 4.51.3 and Colossal-AI 0.5.0."""
+"""By ``model_type``; for transformers 4.51.3 and Colossal-AI 0.5.0.
+
+Colossal-AI has policies of more architectures. Command-R's and GPT-2's need flash attention, OPT's knows no SDPA;
+Bloom's and GPT-J's have not been measured."""
 
 LEARNED_POSITIONS = frozenset({"gpt2", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "opt", "biogpt", "xglm"})
 """Architectures with a table of positions: a longer row has no position, where rotary ones have."""
@@ -108,9 +106,18 @@ def check_model(
             f"--max_length {max_length} exceeds the {positions} positions that --pretrained {pretrained} has learned; "
             "lower it, and prepare the data with that"
         )
+    _refuse_architecture(plugin, spec, architecture.model_type)
     if spec.rewrites_model:
         _check_policy(plugin, options, architecture.model_type)
         _check_sizes(options, pretrained, architecture)
+
+
+def _refuse_architecture(plugin: str, spec: PluginSpec, model_type: str) -> None:
+    if model_type in spec.cannot_train:
+        raise UserError(
+            f"--plugin {plugin} does not work with models of type {model_type}: Colossal-AI 0.5.0 fails at their "
+            "gradients; use zero2, zero2_cpu or ddp"
+        )
 
 
 def _check_policy(plugin: str, options: PluginOptions, model_type: str) -> None:

@@ -189,7 +189,7 @@ class PipelineStep:
         self._num_micro_batches = boosted.options.rows_per_step // boosted.options.microbatch_size
         self._length: int | None = None
         # The masks of all rows of a step would fill the memory: each micro-batch gets its own when a stage runs it.
-        boosted.model.register_forward_pre_hook(self._add_mask, with_kwargs=True)
+        boosted.model.register_forward_pre_hook(self._prepare_inputs, with_kwargs=True)
 
     def run(self, micro_batches: Sequence[Batch]) -> StepResult:
         """See :class:`TrainStep`."""
@@ -221,10 +221,12 @@ class PipelineStep:
             schedule.tensor_metadata_recv = schedule.grad_metadata_recv = None
         self._length = length
 
-    def _add_mask(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if "attention_mask" in kwargs:
-            return None
-        return args, kwargs | _attention_mask(kwargs, self._boosted)
+    def _prepare_inputs(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Colossal-AI hands the whole batch to the model; Llama's forward alone puts up with arguments it does not know.
+        inputs = {name: value for name, value in kwargs.items() if name != "targets"}
+        if "attention_mask" not in inputs:
+            inputs |= _attention_mask(inputs, self._boosted)
+        return args, inputs
 
     def _criterion(self, weight: torch.Tensor) -> Callable[[Any, Batch], torch.Tensor]:
         # The schedule divides each micro-batch's loss by their number; the weight already covers the whole step.

@@ -13,8 +13,8 @@ from tests.helpers.tiny import save_rows
 
 MODELS = ("Llama 3", "Mistral", "Qwen2", "Mixtral")
 CELLS = [(model, layout) for model in MODELS for layout in ("ddp", "zero2", "gemini", "tp2", "pp2")]
-WRONG = ("Mixtral", "tp2")
-"""Trains without an error, and wrongly."""
+BROKEN = ("GPT-2", "tp2")
+"""Colossal-AI's policy asks for a padding mask there and makes the causal one of it only with flash attention."""
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +36,20 @@ def prepared(rows, tmp_path_factory):
     return prepare
 
 
-@pytest.mark.parametrize(("name", "layout"), [cell for cell in CELLS if cell != WRONG])
+@pytest.mark.parametrize(("name", "layout"), CELLS)
 def test_model_trains_like_plain_pytorch(name, layout, tmp_path, prepared, rows):
     model, reference = prepared(name)
     assert measure_cell(tmp_path, model, rows, layout, reference, environment={}) == ""
 
 
-def test_what_trains_wrongly_is_refused(tmp_path, prepared, rows):
-    name, layout = WRONG
+def test_what_does_not_train_is_refused(tmp_path, prepared, rows):
+    name, layout = BROKEN
     model, reference = prepared(name)
     refused = measure_cell(tmp_path / "refused", model, rows, layout, reference, environment={})
-    assert refused.startswith("--tp 2 does not work with models of type mixtral")
-    wrong = measure_cell(tmp_path / "wrong", model, rows, layout, reference, environment={"UNDO": "policies"})
-    assert wrong.startswith("losses ")
+    assert refused.startswith("--plugin 3d does not work with models of type gpt2")
+    tried = measure_cell(tmp_path / "tried", model, rows, layout, reference, environment={"UNDO": "policies"})
+    assert tried
+    assert tried != refused
 
 
 @pytest.mark.parametrize(

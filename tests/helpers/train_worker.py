@@ -163,6 +163,7 @@ def undo(name: str) -> None:
         from colossal_llama.plugins import models
 
         models._check_policy = lambda *args: None
+        models._refuse_architecture = lambda *args: None
     elif name == "weighting":
         weigh_by_means()
     elif hasattr(upstream_fixes, name):
