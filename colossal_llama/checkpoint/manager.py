@@ -3,7 +3,7 @@
 Layout of ``<save_dir>/epoch-E_step-S/``, upstream's with additions:
 
 - ``modeling/``: weights in safetensors shards, configuration, tokenizer; opens with plain transformers
-- ``optimizer/``: the Booster's optimizer shards
+- ``optimizer/``: the optimizer's state: the Booster's shards, or a file of each rank
 - ``lr_scheduler``: the schedule's state
 - ``running_states.json``: :class:`state.TrainState`, the layout of the ranks and the data it belongs to
 - ``masters/``: fp32 master weights per rank; ``rng/``: generator states per rank; ``loss_scale.pt`` (fp16)
@@ -21,6 +21,7 @@ from typing import Any
 
 from colossal_llama.atomic import publish_directory
 from colossal_llama.checkpoint.masters import load_masters, save_masters
+from colossal_llama.checkpoint.optimizer_state import OptimizerStore
 from colossal_llama.checkpoint.rng import load_rng, save_rng
 from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from colossal_llama.errors import UserError
@@ -34,8 +35,6 @@ MASTERS = "masters"
 RNG = "rng"
 LOSS_SCALE = "loss_scale.pt"
 
-OPTIMIZER_SHARD_MIB = 1024
-
 
 @dataclass(frozen=True)
 class RunIdentity:
@@ -44,12 +43,18 @@ class RunIdentity:
     Attributes:
         layout: plugin, precision, number of processes and parallel sizes; optimizer shards and masters belong to it.
         data: rows, global batch and seed; the consumed samples are counted in them.
-        trained: what is trained (frozen parts, LoRA rank).
+        trained: what is trained (frozen parts, LoRA rank) and how.
+        defaults: values of keys that older checkpoints lack.
     """
 
     layout: dict[str, Any]
     data: dict[str, Any]
     trained: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+    def content(self) -> dict[str, dict[str, Any]]:
+        """What a checkpoint holds of it."""
+        return {"layout": self.layout, "data": self.data, "trained": self.trained}
 
     def check(self, stored: dict[str, Any], source: Path) -> None:
         """Refuse to resume another run.
@@ -57,11 +62,12 @@ class RunIdentity:
         Raises:
             UserError: names every value that differs.
         """
+        found = {group: self.defaults | stored.get(group, {}) for group in self.content()}
         differences = [
-            f"{key} was {stored[group].get(key)}, now {value}"
-            for group, values in asdict(self).items()
+            f"{key} was {found[group].get(key)}, now {value}"
+            for group, values in self.content().items()
             for key, value in values.items()
-            if stored.get(group, {}).get(key) != value
+            if found[group].get(key) != value
         ]
         if differences:
             raise UserError(
@@ -144,6 +150,7 @@ class CheckpointManager:
         rank, world_size: of this process.
         finish_export: called on rank 0 with each modeling folder, to put tokenizer and such beside the weights.
         generators: further random generators to save, by name.
+        store: writes and reads the optimizer's state.
         lora: save adapters instead of the whole weights.
     """
 
@@ -159,6 +166,7 @@ class CheckpointManager:
         world_size: int,
         finish_export: Callable[[Path], None],
         generators: dict[str, Any],
+        store: OptimizerStore,
         lora: bool = False,
     ) -> None:
         self._save_dir = save_dir
@@ -171,6 +179,7 @@ class CheckpointManager:
         self._world_size = world_size
         self._finish_export = finish_export
         self._generators = generators
+        self._store = store
         self._lora = lora
 
     def save(self, state: TrainState) -> Path:
@@ -181,7 +190,7 @@ class CheckpointManager:
             self._write_model(folder / MODELING)
             self._write_optimizer(folder)
             if self._rank == 0:
-                content = asdict(state) | asdict(self._identity) | {"sample_start_index": state.consumed_samples}
+                content = asdict(state) | self._identity.content() | {"sample_start_index": state.consumed_samples}
                 (folder / RUNNING_STATES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
         self._publish(target, write)
@@ -203,7 +212,7 @@ class CheckpointManager:
         self._identity.check(stored, folder)
         if not (folder / OPTIMIZER).is_dir():
             raise UserError(f"{folder / OPTIMIZER}: missing; resume from another checkpoint")
-        self._booster.load_optimizer(_stored_optimizer(self._optimizer), str(folder / OPTIMIZER))
+        self._store.load(self._optimizer, folder / OPTIMIZER)
         self._booster.load_lr_scheduler(self._lr_scheduler, str(folder / LR_SCHEDULER))
         load_masters(self._model, self._optimizer, folder / MASTERS, self._rank, self._world_size)
         self._load_loss_scale(folder / LOSS_SCALE)
@@ -235,9 +244,7 @@ class CheckpointManager:
             self._finish_export(folder)
 
     def _write_optimizer(self, folder: Path) -> None:
-        self._booster.save_optimizer(
-            _stored_optimizer(self._optimizer), str(folder / OPTIMIZER), shard=True, size_per_shard=OPTIMIZER_SHARD_MIB
-        )
+        self._store.save(self._optimizer, folder / OPTIMIZER)
         self._booster.save_lr_scheduler(self._lr_scheduler, str(folder / LR_SCHEDULER))
         save_masters(self._model, self._optimizer, folder / MASTERS, self._rank, self._world_size)
         save_rng(folder / RNG, self._rank, self._generators)
@@ -259,11 +266,6 @@ class CheckpointManager:
             return
         for name, value in torch.load(path, map_location=_scaler_device(scaler), weights_only=True).items():
             setattr(scaler, name, value)
-
-
-def _stored_optimizer(optimizer: Any) -> Any:
-    """The wrapper whose state the Booster can store: under torch's AMP (ddp in fp16) there are two."""
-    return optimizer.optim if hasattr(optimizer.optim, "optim") else optimizer
 
 
 def _loss_scaler(optimizer: Any) -> Any:
