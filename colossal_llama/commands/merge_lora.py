@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from colossal_llama.errors import UserError, run_command
 
 DESCRIPTION = "Merge LoRA adapters into the model they were trained on: a plain folder for transformers."
 
+GENERATION_CONFIG = "generation_config.json"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; returns the exit code."""
@@ -26,6 +29,8 @@ def merge(config: MergeLoraConfig) -> None:
     adapter, output = Path(config.adapter_path), Path(config.output_path)
     base = find_base(config, adapter)
     refuse_existing(output, "--output_path", config.overwrite)
+    from transformers import GenerationConfig
+
     from colossal_llama.model.base_fingerprint import check_base
     from colossal_llama.model.lora import merge_adapter
     from colossal_llama.model.pretrained import load_causal_lm
@@ -33,11 +38,12 @@ def merge(config: MergeLoraConfig) -> None:
 
     check_base(adapter, base, "--base_model_path")
     model = merge_adapter(load_causal_lm(base, "--base_model_path"), adapter, "--adapter_path")
-    tokenizer, generation_config = read_companions(adapter, base)
-    model.generation_config = generation_config
+    tokenizer = load_companion_tokenizer(adapter, base)
+    model.generation_config = GenerationConfig()
     with atomic_directory(output) as scratch, quiet_transformers():
         model.save_pretrained(str(scratch), safe_serialization=True)
         tokenizer.save_pretrained(str(scratch))
+        copy_generation_config(adapter, base, scratch)
     print(f"merged {adapter} into {base}: {output} ({str(model.dtype).removeprefix('torch.')})", flush=True)
 
 
@@ -61,19 +67,24 @@ def find_base(config: MergeLoraConfig, adapter: Path) -> Path:
     return base
 
 
-def read_companions(adapter: Path, base: Path) -> tuple[Any, Any]:
-    """Tokenizer and generation configuration: those beside the adapters, else those of the base.
+def load_companion_tokenizer(adapter: Path, base: Path) -> Any:
+    """The tokenizer beside the adapters, else that of the base.
 
     Raises:
-        UserError: neither folder holds a tokenizer.
+        UserError: neither folder holds one.
     """
-    from transformers import GenerationConfig
-
     from colossal_llama.tokenizer.loading import load_tokenizer
 
-    own = (adapter / "tokenizer_config.json").is_file()
-    tokenizer = load_tokenizer(adapter if own else base, "--adapter_path" if own else "--base_model_path")
-    for folder in (adapter, base):
-        if (folder / "generation_config.json").is_file():
-            return tokenizer, GenerationConfig.from_pretrained(str(folder))
-    return tokenizer, GenerationConfig()
+    if (adapter / "tokenizer_config.json").is_file():
+        return load_tokenizer(adapter, "--adapter_path")
+    return load_tokenizer(base, "--base_model_path")
+
+
+def copy_generation_config(adapter: Path, base: Path, folder: Path) -> None:
+    """The generation configuration beside the adapters, else that of the base, as it is.
+
+    Published ones contradict themselves, and transformers refuses to write those.
+    """
+    for source in (base / GENERATION_CONFIG, adapter / GENERATION_CONFIG):
+        if source.is_file():
+            shutil.copyfile(source, folder / GENERATION_CONFIG)

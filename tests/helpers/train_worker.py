@@ -96,8 +96,11 @@ def undo(name: str) -> None:
 
         from colossal_llama.optim import OPTIMIZERS
 
-        spec = dataclasses.replace(OPTIMIZERS.get("came"), make=lambda groups: CAME(groups, lr=groups[0]["lr"]))
-        OPTIMIZERS._entries["came"] = spec
+        OPTIMIZERS._entries["came"] = dataclasses.replace(
+            OPTIMIZERS.get("came"),
+            make=lambda groups: CAME(groups, lr=groups[0]["lr"]),
+            works_on=OPTIMIZERS.get("hybrid_adam").works_on,
+        )
     elif name == "eager":
         from colossal_llama.model import loader
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from colossal_llama.commands.merge_lora import main as merge
 from colossal_llama.errors import UserError
@@ -30,7 +30,7 @@ def save_adapter(base: Path, folder: Path, dtype: torch.dtype, modules_to_save: 
     adapted = get_peft_model(model, config)
     torch.manual_seed(1)
     with torch.no_grad():
-        for name, param in adapted.named_parameters():
+        for param in adapted.parameters():
             if param.requires_grad:
                 param.add_(0.05 * torch.randn_like(param))
     adapted.save_pretrained(str(folder))
@@ -44,7 +44,8 @@ def test_a_tied_model_with_adapters_made_elsewhere(
 ) -> None:
     base = save_tiny_model(tmp_path / "base", vocab_size=300, tied=True)
     LlamaForCausalLM.from_pretrained(str(base)).to(dtype).save_pretrained(str(base))
-    GenerationConfig(max_new_tokens=7).save_pretrained(str(base))
+    # As Llama 2 was published: settings of sampling without sampling.
+    (base / "generation_config.json").write_text(json.dumps({"max_new_tokens": 7, "temperature": 0.9, "top_p": 0.6}))
     expected = save_adapter(base, tmp_path / "adapter", dtype, modules)
     flags = ["--adapter_path", str(tmp_path / "adapter"), "--output_path", str(tmp_path / "merged")]
     assert merge(flags) == 0
