@@ -85,12 +85,12 @@ TINY = QuickstartPlan(
     passage_characters=(70, 200),
     conversation_characters=(70, 200),
     measured_characters=(6000, 9000),
-    save_interval=20,
+    save_interval=10,
     stages=(
-        StagePlan("stage1", "1 embedding alignment", 30_000, 0, 4e-3, embeddings_only=True),
-        StagePlan("stage2", "2 knowledge injection", 60_000, 0, 1e-3),
-        StagePlan("stage3", "3 knowledge replay", 30_000, 50_000, 1e-3, pairs=True),
-        StagePlan("sft", "4 SFT with NEFTune", 5_000, 5_000, 1e-4, conversations=True),
+        StagePlan("stage1", "1 embedding alignment", 20_000, 0, 4e-3, embeddings_only=True),
+        StagePlan("stage2", "2 knowledge injection", 40_000, 0, 1e-3),
+        StagePlan("stage3", "3 knowledge replay", 20_000, 32_000, 1e-3, pairs=True),
+        StagePlan("sft", "4 SFT with NEFTune", 4_000, 4_000, 1e-4, conversations=True),
     ),
-    base_stage=StagePlan("base", "0 English base model", 0, 240_000, 2e-3),
+    base_stage=StagePlan("base", "0 English base model", 0, 150_000, 2e-3),
 )
