@@ -118,7 +118,7 @@ def build_optimizer_store(setting: Setting, booster: Any) -> OptimizerStore:
     from colossal_llama.checkpoint.optimizer_state import BoosterStore, RankStore
     from colossal_llama.constants import FLAT
     from colossal_llama.optim import OPTIMIZERS
-    from colossal_llama.plugins.base import first_replica
+    from colossal_llama.plugins import first_replica
 
     if OPTIMIZERS.get(setting.config.optimizer).saved_by_booster:
         return BoosterStore(booster)

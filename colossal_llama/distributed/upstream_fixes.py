@@ -185,9 +185,9 @@ def _fix_safetensors_of_tied_weights() -> None:
 
 
 def _fix_padding_of_layers_that_peft_wraps() -> None:
-    """shardformer/layer/linear.py:655 and embedding.py:223: without tensor parallelism, plugin ``3d`` replaces the output
-    embedding, and a tied input embedding, by layers that pad the vocabulary. They read the sizes off the layer, which
-    peft's wrapper around a layer that is trained beside adapters does not have.
+    """shardformer/layer/linear.py:655 and embedding.py:223: without tensor parallelism, plugin ``3d`` replaces the
+    output embedding, and a tied input embedding, by layers that pad the vocabulary. They read the sizes off the layer,
+    which peft's wrapper around a layer that is trained beside adapters does not have.
 
     Wrapped layers are kept as they are, because no padding is asked for.
     """
