@@ -113,14 +113,16 @@ def _check_adapter(config: Any, options: LoraOptions, adapter: Path) -> None:
         ("--lora_rank", config.r, options.rank),
         ("--lora_alpha", config.lora_alpha, options.alpha),
         ("--lora_dropout", config.lora_dropout, options.dropout),
-        ("--lora_target_modules", sorted(config.target_modules), sorted(options.target_modules)),
-        ("--lora_modules_to_save", sorted(config.modules_to_save or []), sorted(options.modules_to_save)),
+        ("--lora_target_modules", _listed(config.target_modules), _listed(options.target_modules)),
+        ("--lora_modules_to_save", _listed(config.modules_to_save), _listed(options.modules_to_save)),
     ):
         if found != wanted:
-            names = [" ".join(value) if isinstance(value, list) else value for value in (found, wanted)]
-            raise UserError(
-                f"--load_checkpoint {adapter}: the adapters were made with {flag} {names[0]}, not {names[1]}".rstrip()
-            )
+            raise UserError(f"--load_checkpoint {adapter}: the adapters were made with {flag} {found}, not {wanted}")
+
+
+def _listed(names: Any) -> str:
+    """Names of layers in one order; peft also knows a pattern instead of them."""
+    return names if isinstance(names, str) else " ".join(sorted(names or ())) or "unset"
 
 
 def _misfit(flag: str, adapter: Path, error: Exception) -> UserError:

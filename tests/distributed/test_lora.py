@@ -108,7 +108,10 @@ def test_adapters_stay_with_the_model_and_the_flags_they_were_made_with(tmp_path
     for arguments, message in (
         (flags(other, rows_1_step, *layout), f"--pretrained {other}: not the weights that the adapters in"),
         (flags(tiny_model, rows_1_step, *layout, "--lora_alpha", "8"), "made with --lora_alpha 32, not 8"),
-        (flags(tiny_model, rows_1_step, *layout, *EMBEDDINGS), "made with --lora_modules_to_save , not embed_tokens"),
+        (
+            flags(tiny_model, rows_1_step, *layout, *EMBEDDINGS),
+            "made with --lora_modules_to_save unset, not embed_tokens",
+        ),
     ):
         failed = run_training([*arguments, "--load_checkpoint", str(adapter), "--save_dir", str(tmp_path / "new")])
         assert failed.returncode != 0
