@@ -68,7 +68,7 @@ class Place:
         elif self.slice_shape == self.shape:
             whole.view(-1)[self.start : self.stop] = piece
         else:  # a view of a slice cannot be flattened
-            flat = target.reshape(-1)
+            flat = target.flatten().clone()
             flat[self.start : self.stop] = piece
             target.copy_(flat.view(self.slice_shape))
 

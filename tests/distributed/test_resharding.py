@@ -3,14 +3,13 @@
 import json
 import os
 
-import numpy as np
 import pytest
 import torch
 
 from colossal_llama.checkpoint.masters import StoredWeights
 from colossal_llama.data.sampler import BucketSampler
 from tests.distributed.cases import SHARD
-from tests.helpers.launching import read_losses, read_metrics, run_training, train
+from tests.helpers.launching import outputs_in, read_losses, read_metrics, run_training, train
 
 COMMON = ["--lr", "1e-3", "--max_length", "32", "--skip_save_each_epoch", "--mixed_precision", "bf16"]
 STEPS, SAVED_AT = 6, 3
@@ -123,3 +122,105 @@ def test_another_layout_goes_on(source, target, saved, tmp_path, tiny_model, row
         with open(MEASURED_IN, "a", encoding="utf-8") as file:
             file.write(json.dumps({"from": source, "to": target, "loss differences": differences}) + "\n")
     assert max(differences) <= LOSS_TOLERANCE
+
+
+def logged_rows(folder):
+    """Row numbers that all ranks have read, in the order of each rank."""
+    return {file.name: list(map(int, file.read_text().split())) for file in sorted(folder.glob("rank-*.txt"))}
+
+
+def test_rows_are_neither_repeated_nor_skipped_with_other_processes_and_batches(tmp_path, tiny_model, rows):
+    """24 rows: 8 on two processes, 9 on one in steps of 3 and more, the rest on two again with another accumulation."""
+    runs = [
+        (2, 2, ("--plugin", "zero2", "--batch_size", "2")),
+        (1, 3, ("--plugin", "3d", "--zero", "0", "--batch_size", "1", "--accumulation_steps", "3")),
+        (2, 2, ("--plugin", "gemini", "--batch_size", "1", "--accumulation_steps", "2")),
+    ]
+    taken, checkpoint, step, said = [], None, 0, ""
+    for number, (processes, steps, layout) in enumerate(runs):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        resume = [] if checkpoint is None else ["--load_checkpoint", str(checkpoint)]
+        flags = arguments(tiny_model, rows, layout, "--save_interval", "1", *resume, *outputs_in(folder))
+        done = run_training(flags, processes, SHARD | {"LOG_ROWS": str(folder)})
+        assert done.returncode == 0, done.stderr
+        said += done.stdout
+        size = processes * int(layout[layout.index("--batch_size") + 1])
+        size *= int(layout[layout.index("--accumulation_steps") + 1]) if "--accumulation_steps" in layout else 1
+        step += steps
+        checkpoint = folder / "checkpoints" / f"epoch-0_step-{step}"
+        state = json.loads((checkpoint / "running_states.json").read_text())
+        by_rank = logged_rows(folder)
+        assert len(by_rank) == processes
+        in_run = interleave(list(by_rank.values()), int(layout[layout.index("--batch_size") + 1]))
+        taken += in_run if number == len(runs) - 1 else in_run[: steps * size]
+        assert state["consumed_samples"] == min(len(taken), 24)
+    assert taken == BucketSampler([24], 42).epoch_order(0).tolist()
+    assert "plugin was zero2, now 3d; world_size was 2, now 1" in said
+    assert "random generators are seeded anew from --seed and the step" in said
+    # 16 rows are left: 6 steps of 3, of 8 in the epoch; then 7 rows: 2 steps of 4, of 6 in the epoch.
+    assert "the learning rate goes on at 2 of 8 steps of 3 rows" not in said
+    assert "another global batch: the learning rate goes on at 4 of 6 steps of 4 rows" in said
+
+
+def interleave(by_rank, micro_batch):
+    """Rows of all ranks in the order of consumption: micro-batch by micro-batch, rank by rank."""
+    longest = max(map(len, by_rank))
+    return [row for start in range(0, longest, micro_batch) for rows in by_rank for row in rows[start:][:micro_batch]]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--seed", "7"], "seed was 42, now 7"),
+        (["--num_epochs", "2"], "num_epochs was 1, now 2"),
+        (["--freeze_non_embeds_params"], "freeze_non_embeds_params was False, now True"),
+        ("other rows", "num_samples was 24, now 4; rows was"),
+    ],
+    ids=["seed", "epochs", "frozen", "rows"],
+)
+def test_another_run_is_refused(change, message, saved, tiny_model, rows, rows_1_step):
+    data = rows_1_step if change == "other rows" else rows
+    more = [] if change == "other rows" else change
+    resume = ["--load_checkpoint", str(checkpoint_of(saved("zero2")))]
+    failed = run_training(arguments(tiny_model, data, ONE_PROCESS["ddp on 1"], *resume, *more), processes=1)
+    assert failed.returncode != 0
+    lines = [line for line in failed.stderr.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert f"cannot resume, {message}" in lines[0]
+    assert lines[0].endswith("/modeling")
+
+
+def test_tied_embeddings_go_through_a_pipeline_and_back(tmp_path, tiny_tied_model, rows):
+    """A pipeline holds the tied weight on its first and on its last stage, under two names."""
+    checkpoint = None
+    for number, layout in enumerate([LAYOUTS["zero2"], LAYOUTS["3d-pp2"], LAYOUTS["ddp"]]):
+        folder = tmp_path / str(number)
+        resume = [] if checkpoint is None else ["--load_checkpoint", str(checkpoint)]
+        save_dir = train(
+            folder,
+            arguments(tiny_tied_model, rows, layout, "--save_interval", "2", *resume),
+            environment={"RESAVE": str(folder / "again")},
+        )
+        if checkpoint is not None:
+            assert_same_weights(checkpoint, folder / "again" / checkpoint.name)
+        checkpoint = save_dir / f"epoch-0_step-{2 * number + 2}"
+
+
+def test_adapters_and_precisions_change_their_layout(tmp_path, tiny_model, rows):
+    lora = ("--lora_rank", "4", "--save_interval", str(SAVED_AT))
+    whole = tmp_path / "whole"
+    train(whole, arguments(tiny_model, rows, LAYOUTS["zero2"], *lora), environment={"NO_DROPOUT": "1"})
+    one_process = ("--plugin", "3d", "--zero", "0", "--batch_size", "4")
+    for name, layout, processes in (("ddp", LAYOUTS["ddp"], 2), ("3d", one_process, 1)):
+        resumed = tmp_path / name
+        train(
+            resumed,
+            arguments(tiny_model, rows, layout, *lora, "--load_checkpoint", str(checkpoint_of(whole))),
+            processes,
+            environment={"NO_DROPOUT": "1", "RESAVE": str(resumed / "again")},
+        )
+        again = resumed / "again" / f"epoch-0_step-{SAVED_AT}"
+        assert_same_weights(checkpoint_of(whole), again)
+        assert_same_states(checkpoint_of(whole), again)
+        assert read_losses(resumed) == pytest.approx(read_losses(whole)[SAVED_AT:], abs=LOSS_TOLERANCE)
