@@ -76,8 +76,13 @@ class RunIdentity:
         """How the layout of a checkpoint's ranks differs from this run's; empty where it is the same."""
         return self._differences(stored, "layout")
 
+    def batch_changes(self, stored: dict[str, Any]) -> list[str]:
+        """How the batch of a checkpoint's steps differs from this run's; empty where it is the same."""
+        return self._differences(stored, "batch")
+
     def _differences(self, stored: dict[str, Any], group: str) -> list[str]:
-        found = self.defaults | stored.get(group, {})
+        # Older versions had the batch among the data.
+        found = self.defaults | stored.get("data", {}) | stored.get(group, {})
         return [
             f"{key} was {found.get(key)}, now {value}"
             for key, value in self.content()[group].items()

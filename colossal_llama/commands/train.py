@@ -458,10 +458,11 @@ def start_state(setting: Setting, manager: CheckpointManager, identity: RunIdent
             f"another layout of ranks ({'; '.join(changes)}): weights, optimizer and data position are kept, random "
             "generators are seeded anew from --seed and the step"
         )
-    if position != state.global_step:
+    batch_changes = identity.batch_changes(stored)
+    if batch_changes:
         env.say(
-            f"another global batch: the learning rate goes on at {position} of {schedule.total_steps} steps of "
-            f"{schedule.global_batch} rows"
+            f"another batch ({'; '.join(batch_changes)}): no row is repeated or left out, the learning rate goes on at "
+            f"{position} of {schedule.total_steps} steps of {schedule.global_batch} rows"
         )
     return state
 

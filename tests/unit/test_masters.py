@@ -113,7 +113,7 @@ def test_masters_of_an_older_version_are_refused(tmp_path: Path) -> None:
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / MASTERS).mkdir()
     (tmp_path / MASTERS / "rank-00000-of-00001.safetensors").write_bytes(b"half")
-    with pytest.raises(UserError, match="rank-00000-of-00001.safetensors: damaged"):
+    with pytest.raises(UserError, match=r"rank-00000-of-00001\.safetensors: damaged"):
         StoredWeights(tmp_path)
 
 

@@ -4,9 +4,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from colossal_llama.checkpoint.manager import RunIdentity
-from colossal_llama.checkpoint.resharding import check_reshardable
+from colossal_llama.checkpoint.resharding import check_reshardable, keeping_settings
 from colossal_llama.errors import UserError
 
 IDENTITY = RunIdentity(
@@ -28,6 +29,7 @@ def test_another_layout_and_batch_are_accepted_and_told() -> None:
     other = replace(IDENTITY, layout={"plugin": "ddp", "world_size": 1}, batch={"global_batch": 4})
     other.check(IDENTITY.content(), SOURCE)
     assert other.layout_changes(IDENTITY.content()) == ["plugin was zero2, now ddp", "world_size was 2, now 1"]
+    assert other.batch_changes(IDENTITY.content()) == ["global_batch was 8, now 4"]
 
 
 @pytest.mark.parametrize(
@@ -45,7 +47,9 @@ def test_another_run_is_refused_with_all_that_differs(change: dict, message: str
 
 def test_a_checkpoint_from_before_the_fingerprint_is_accepted() -> None:
     old = {"layout": IDENTITY.layout, "trained": {"lora_rank": 0}}
-    IDENTITY.check(old | {"data": {"global_batch": 8, "seed": 42, "num_epochs": 1}}, SOURCE)
+    old |= {"data": {"global_batch": 8, "seed": 42, "num_epochs": 1}}
+    IDENTITY.check(old, SOURCE)
+    assert IDENTITY.batch_changes(old) == IDENTITY.layout_changes(old) == []
 
 
 def test_states_of_single_ranks_cannot_change_their_layout(tmp_path: Path) -> None:
@@ -54,3 +58,21 @@ def test_states_of_single_ranks_cannot_change_their_layout(tmp_path: Path) -> No
         check_reshardable(tmp_path, SOURCE)
     (tmp_path / "pytorch_optim.bin.index.json").touch()
     check_reshardable(tmp_path, SOURCE)
+
+
+class Wrapper:
+    """As Colossal-AI wraps an optimizer."""
+
+    def __init__(self, optim: torch.optim.Optimizer) -> None:
+        self.optim = optim
+
+
+def test_the_settings_of_the_flags_outlive_the_stored_ones() -> None:
+    def optimizer(lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=lr, weight_decay=weight_decay, eps=lr / 2)
+
+    now = optimizer(0.1, 0.2)
+    with keeping_settings(Wrapper(now)):
+        now.load_state_dict(optimizer(0.3, 0.4).state_dict())
+    assert (now.param_groups[0]["lr"], now.param_groups[0]["weight_decay"]) == (0.1, 0.2)
+    assert now.param_groups[0]["eps"] == 0.15  # no flag decides it
