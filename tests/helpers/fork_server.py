@@ -97,9 +97,8 @@ def run(request: dict[str, Any]) -> int:
                 waiting.remove(pid)
                 failed = failed or os.waitstatus_to_exitcode(status)
         if kill is not None and kill.is_due():
-            for pid in waiting:
-                os.kill(pid, signal.SIGKILL)
-            kill = None
+            _kill(waiting)
+            return -signal.SIGKILL
         if failed or time.monotonic() > deadline:
             failed = failed or 1
             _stop(waiting)
@@ -130,9 +129,14 @@ class KillOrder:
 def _stop(pids: set[int]) -> None:
     # The others may be about to report the same error themselves.
     time.sleep(0.5)
+    _kill(pids)
+
+
+def _kill(pids: set[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    for pid in pids:
         os.waitpid(pid, 0)
 
 
