@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
+from colossal_llama.checkpoint.resharding import innermost_optimizer
 from colossal_llama.errors import UserError
 
 SHARD_MIB = 1024
@@ -63,7 +64,7 @@ class RankStore:
         if self._rank != self._owner:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        inner = _innermost(optimizer)
+        inner = innermost_optimizer(optimizer)
         groups = [{key: value for key, value in group.items() if key != "params"} for group in inner.param_groups]
         states = [[inner.state.get(param, {}) for param in group["params"]] for group in inner.param_groups]
         torch.save({"groups": groups, "states": states}, self._path(folder))
@@ -73,7 +74,7 @@ class RankStore:
         import torch
 
         path = self._path(folder)
-        inner = _innermost(optimizer)
+        inner = innermost_optimizer(optimizer)
         sizes = [len(group["params"]) for group in inner.param_groups]
         if not path.is_file():
             raise UserError(f"{path}: missing; resume with the number of processes and the layout that wrote it")
@@ -94,13 +95,6 @@ class RankStore:
 def _stored(optimizer: Any) -> Any:
     """The wrapper whose state the Booster can store: under torch's AMP (ddp in fp16) there are two."""
     return optimizer.optim if hasattr(optimizer.optim, "optim") else optimizer
-
-
-def _innermost(optimizer: Any) -> Any:
-    """The optimizer itself, without Colossal-AI's wrappers."""
-    while hasattr(optimizer, "optim"):
-        optimizer = optimizer.optim
-    return optimizer
 
 
 def _on_device(value: Any, device: Any) -> Any:

@@ -16,11 +16,10 @@ if TYPE_CHECKING:
     from colossal_llama.commands.train import Setting
 
 UPDATE_FLAGS = (
-    "optimizer", "embedding_lr", "lr_schedule", "lr_floor", "lr_decay_fraction", "decay_norms_and_biases",
-    "galore_rank", "galore_update_interval", "galore_scale", "lora_alpha", "lora_dropout", "lora_target_modules",
-    "lora_modules_to_save", "freeze_old_embedding_rows",
+    "optimizer", "decay_norms_and_biases", "galore_rank", "galore_update_interval", "galore_scale", "lora_alpha",
+    "lora_dropout", "lora_target_modules", "lora_modules_to_save", "freeze_old_embedding_rows",
 )  # fmt: skip
-"""The flags that a resumed run must share with its checkpoint."""
+"""The flags that a resumed run must share with its checkpoint. Learning rates and schedule may change."""
 
 
 def add_adapters(setting: Setting, booster: Any, model: Any) -> Any:
@@ -128,6 +127,8 @@ def build_optimizer_store(setting: Setting, booster: Any) -> OptimizerStore:
 
 
 def update_settings(config: TrainConfig | None) -> dict[str, Any]:
-    """The values of :data:`UPDATE_FLAGS`; those of no configuration are the defaults."""
+    """What a resumed run must share of the update; without a configuration the defaults, as older checkpoints have."""
     defaults = {field.name: field.default for field in fields(TrainConfig)}
-    return {name: defaults[name] if config is None else getattr(config, name) for name in UPDATE_FLAGS}
+    values = {name: defaults[name] if config is None else getattr(config, name) for name in UPDATE_FLAGS}
+    # Its value may change, but not the groups that it makes.
+    return values | {"own_embedding_lr": config is not None and config.embedding_lr is not None}

@@ -2,7 +2,7 @@
 
 from colossal_llama.optim.groups import EMBEDDINGS, GroupOptions, parameter_groups, parameter_roles
 from colossal_llama.optim.optimizers import ADAM_BETAS, OPTIMIZERS, OptimizerSpec, check_optimizer
-from colossal_llama.optim.schedules import DEFAULT_FLOOR, LR_SCHEDULES, build_lr_scheduler, lr_factor
+from colossal_llama.optim.schedules import DEFAULT_FLOOR, LR_SCHEDULES, build_lr_scheduler, lr_factor, seek_lr_scheduler
 
 __all__ = [
     "ADAM_BETAS",
@@ -17,4 +17,5 @@ __all__ = [
     "lr_factor",
     "parameter_groups",
     "parameter_roles",
+    "seek_lr_scheduler",
 ]

@@ -35,11 +35,21 @@ class GroupOptions:
 
     def settings(self, role: str) -> dict[str, Any]:
         """The entries of a role's group, without its parameters."""
-        lr = self.embedding_lr if role == EMBEDDINGS and self.embedding_lr is not None else self.lr
-        decays = {VECTORS: self.decay_vectors, EMBEDDINGS: self.decay_embeddings}.get(role, True)
+        own_lr, decays, own_options = self.kind(role)
+        lr = self.embedding_lr if own_lr else self.lr
         return {"lr": lr, "weight_decay": self.weight_decay if decays else 0.0} | (
-            self.matrix_options if role == MATRICES else {}
+            self.matrix_options if own_options else {}
         )
+
+    def kind(self, role: str) -> tuple[bool, bool, bool]:
+        """What sets a role apart: a learning rate of its own, whether it is decayed, further settings of its own.
+
+        It does not depend on the values of the learning rates and the weight decay, so that a resumed run has the
+        same groups when these change.
+        """
+        decays = {VECTORS: self.decay_vectors, EMBEDDINGS: self.decay_embeddings}.get(role, True)
+        own_lr = role == EMBEDDINGS and self.embedding_lr is not None
+        return own_lr, decays, role == MATRICES and bool(self.matrix_options)
 
 
 def parameter_roles(model: Any) -> dict[str, list[Any]]:
@@ -66,21 +76,19 @@ def parameter_roles(model: Any) -> dict[str, list[Any]]:
 def parameter_groups(model: Any, options: GroupOptions) -> list[dict[str, Any]]:
     """The optimizer's parameter groups: as few as the options allow.
 
-    Where all parameters share their settings there is one group, in the model's order. Otherwise roles with the same
-    settings share a group; a role without trainable parameters has none.
+    Roles of one :meth:`GroupOptions.kind` share a group, in the model's order; by default there is only one. A role
+    without trainable parameters has no group.
 
     Args:
         model: see :func:`parameter_roles`.
         options: the settings.
     """
     roles = {role: params for role, params in parameter_roles(model).items() if params}
-    settings: list[dict[str, Any]] = []
+    kind_of = {id(param): options.kind(role) for role, params in roles.items() for param in params}
+    groups: dict[tuple[bool, bool, bool], dict[str, Any]] = {}
     for role in roles:
-        if options.settings(role) not in settings:
-            settings.append(options.settings(role))
-    owner = {id(param): settings.index(options.settings(role)) for role, params in roles.items() for param in params}
-    groups: list[dict[str, Any]] = [{"params": [], **entries} for entries in settings]
+        groups.setdefault(options.kind(role), {"params": [], **options.settings(role)})
     for param in model.parameters():
-        if id(param) in owner:
-            groups[owner[id(param)]]["params"].append(param)
-    return groups
+        if id(param) in kind_of:
+            groups[kind_of[id(param)]]["params"].append(param)
+    return list(groups.values())
