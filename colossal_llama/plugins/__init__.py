@@ -8,6 +8,7 @@ from colossal_llama.plugins.base import (
     PluginSpec,
     build_booster,
     build_options,
+    first_replica,
 )
 from colossal_llama.plugins.documents import check_document_mask
 from colossal_llama.plugins.models import check_model, read_architecture
@@ -22,4 +23,5 @@ __all__ = [
     "check_document_mask",
     "check_model",
     "read_architecture",
+    "first_replica",
 ]
