@@ -22,6 +22,6 @@ __all__ = [
     "build_options",
     "check_document_mask",
     "check_model",
-    "read_architecture",
     "first_replica",
+    "read_architecture",
 ]
