@@ -27,6 +27,7 @@ class Trainer:
         save: writes a checkpoint of the state.
         save_interval: optimizer steps between checkpoints; 0 for none.
         save_each_epoch: also save when an epoch ends.
+        stop: called after a step that a rank wanted to stop after, with the state; raises to end the run.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Trainer:
         save: Callable[[TrainState], Any],
         save_interval: int,
         save_each_epoch: bool,
+        stop: Callable[[TrainState], None] = lambda state: None,
     ) -> None:
         self._step = step
         self._lr_scheduler = lr_scheduler
@@ -50,6 +52,7 @@ class Trainer:
         self._save = save
         self._save_interval = save_interval
         self._save_each_epoch = save_each_epoch
+        self._stop = stop
 
     def fit(self) -> TrainState:
         """Train from the state to the end of the last epoch; returns the final state."""
@@ -63,6 +66,8 @@ class Trainer:
                 self._report(result, lr, self._tokens_in(micro_batches))
                 if self._save_interval and state.global_step % self._save_interval == 0:
                     self._checkpoint()
+                if result.stop:
+                    self._stop(state)
             state.finish_epoch()
             if self._save_each_epoch:
                 self._checkpoint()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.io import write_config
-from colossal_llama.config.train import TrainConfig
+from colossal_llama.config.train import AUTO, TrainConfig
 from colossal_llama.constants import ADAPTER_CONFIG_FILE
-from colossal_llama.errors import UserError, run_command
+from colossal_llama.errors import PreemptedError, UserError, run_command
 
 if TYPE_CHECKING:
-    from colossal_llama.checkpoint.manager import CheckpointManager, RunIdentity
+    from colossal_llama.checkpoint.manager import CheckpointManager, ResumePoint, RunIdentity
     from colossal_llama.distributed.launch import DistEnv
+    from colossal_llama.distributed.preemption import SignalWatch
     from colossal_llama.plugins import ParallelLayout, PluginOptions, PluginSpec
     from colossal_llama.plugins.steps import TrainStep
     from colossal_llama.schedule import TrainSchedule
@@ -58,29 +60,73 @@ def train(config: TrainConfig) -> None:
 
     spec = PLUGINS.get(config.plugin)
     spec.check(build_options(config, on_host=True, flash_attention=False), world_size_from_environment())
-    inputs = check_inputs(config)
+    point = locate_start(config)
+    inputs = check_inputs(config, point) if point.folder is None else None
     env = launch(config.seed)
     try:
+        if inputs is None or config.load_checkpoint == AUTO:
+            inputs = check_inputs(config, find_whole_checkpoint(config, point, env))
         run_stage(config, spec, inputs, env)
     finally:
         shut_down()
 
 
-def check_inputs(config: TrainConfig) -> Inputs:
-    """Look at the folders that the flags name, before the process group exists.
+def locate_start(config: TrainConfig) -> ResumePoint:
+    """What the run starts from, as far as the flags alone say; with ``--load_checkpoint auto``, ``--pretrained``.
 
     Raises:
-        UserError: a folder is missing, holds the wrong thing, or would be overwritten.
+        UserError: ``--load_checkpoint`` names nothing to start from, or ``--save_dir`` would be overwritten.
     """
-    from colossal_llama.checkpoint.manager import ResumePoint, existing_checkpoints, locate_checkpoint
+    from colossal_llama.checkpoint.folders import existing_checkpoints
+    from colossal_llama.checkpoint.manager import ResumePoint, locate_checkpoint
+    from colossal_llama.model.loader import read_model_config
+
+    read_model_config(Path(config.pretrained), "--pretrained")
+    point = ResumePoint(folder=None, weights=Path(config.pretrained))
+    if config.load_checkpoint is not None and config.load_checkpoint != AUTO:
+        point = locate_checkpoint(Path(config.load_checkpoint))
+    old = existing_checkpoints(Path(config.save_dir))
+    goes_on = point.folder is not None or config.load_checkpoint == AUTO
+    if old and not (goes_on or config.overwrite or config.benchmark):
+        raise UserError(
+            f"--save_dir {config.save_dir} already holds checkpoints ({old[-1].name}); resume one with "
+            "--load_checkpoint, choose another folder, or add --overwrite"
+        )
+    return point
+
+
+def find_whole_checkpoint(config: TrainConfig, point: ResumePoint, env: DistEnv) -> ResumePoint:
+    """The checkpoint that the run goes on from, every byte of it read; with ``auto`` perhaps none. Collective.
+
+    Raises:
+        UserError: the checkpoint that ``--load_checkpoint`` names is damaged.
+    """
+    from colossal_llama.checkpoint.manager import locate_checkpoint
+    from colossal_llama.checkpoint.verification import Verifier
+
+    verifier = Verifier(env.rank, env.world_size, env.say)
+    if point.folder is not None:
+        verifier.require_whole(point.folder)
+        return point
+    newest = verifier.newest_whole(Path(config.save_dir))
+    if newest is not None:
+        return locate_checkpoint(newest)
+    env.say(f"--load_checkpoint auto: no whole checkpoint in {config.save_dir}; starting from {config.pretrained}")
+    return point
+
+
+def check_inputs(config: TrainConfig, point: ResumePoint) -> Inputs:
+    """Look at the model that the flags name, and at the weights that the run starts from.
+
+    Raises:
+        UserError: a folder is missing or holds the wrong thing.
+    """
     from colossal_llama.model.loader import read_model_config
 
     pretrained = Path(config.pretrained)
     model_config = read_model_config(pretrained, "--pretrained")
-    point = ResumePoint(folder=None, weights=pretrained)
     adapter = None
-    if config.load_checkpoint is not None:
-        point = locate_checkpoint(Path(config.load_checkpoint))
+    if point.weights != pretrained:
         adapter = point.weights if (point.weights / ADAPTER_CONFIG_FILE).is_file() else None
         if adapter is None:
             check_same_model(model_config, read_model_config(point.weights, "--load_checkpoint"), point.weights)
@@ -88,12 +134,6 @@ def check_inputs(config: TrainConfig) -> Inputs:
             raise UserError(
                 f"--load_checkpoint {adapter}: holds LoRA adapters; give the --lora_rank they were trained with"
             )
-    old = existing_checkpoints(Path(config.save_dir))
-    if old and point.folder is None and not config.overwrite and not config.benchmark:
-        raise UserError(
-            f"--save_dir {config.save_dir} already holds checkpoints ({old[-1].name}); resume one with "
-            "--load_checkpoint, choose another folder, or add --overwrite"
-        )
     weights = point.weights if adapter is None else pretrained
     return Inputs(model_config=model_config, weights=weights, adapter=adapter, resume_from=point.folder)
 
@@ -146,13 +186,18 @@ class Setting:
 
 def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEnv) -> None:
     """Build everything, train, export. All ranks run it."""
-    from colossal_llama.checkpoint.manager import CheckpointManager, discard_checkpoints
+    from colossal_llama.checkpoint.folders import Retention, discard_checkpoints, remove_leftovers
+    from colossal_llama.checkpoint.manager import CheckpointManager
+    from colossal_llama.distributed.preemption import SignalWatch
     from colossal_llama.plugins.steps import Boosted, build_step
 
     setting = build_setting(config, spec, inputs, env)
     announce(setting)
     if config.overwrite and inputs.resume_from is None and env.is_main:
         discard_checkpoints(Path(config.save_dir))
+    if env.is_main and not config.benchmark:
+        for folder in remove_leftovers(Path(config.save_dir)):
+            env.say(f"removed {folder}, which a killed run left")
     booster, model, optimizer, lr_scheduler, finish = build_boosted(setting)
     manager = CheckpointManager(
         save_dir=Path(config.save_dir).resolve(),
@@ -166,14 +211,27 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
         finish_export=finish,
         generators=attach_neftune(setting, model),
         lora=config.lora_rank > 0,
+        retention=Retention(config.keep_last, config.keep_every),
+        resumed=None if inputs.resume_from is None else inputs.resume_from.resolve(),
+        background=config.async_save,
     )
-    state = start_state(inputs, manager, env)
+    state = start_state(setting, manager)
     if env.is_main:
         write_config(config, Path(config.config_file))
-    step = build_step(Boosted(booster, model, optimizer, setting.layout, spec, setting.options, env.device))
-    fit(setting, step, lr_scheduler, state, manager)
-    if not config.benchmark:
-        env.say(f"final weights: {manager.export()}")
+    watch = SignalWatch()
+    step = build_step(
+        Boosted(
+            booster, model, optimizer, setting.layout, spec, setting.options, env.device,
+            wants_to_stop=lambda: watch.received is not None or manager.has_failed,
+        )
+    )  # fmt: skip
+    try:
+        with nullcontext() if config.benchmark else watch:
+            fit(setting, step, lr_scheduler, state, manager, watch)
+        if not config.benchmark:
+            env.say(f"final weights: {manager.export()}")
+    finally:
+        manager.close()
 
 
 def build_setting(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEnv) -> Setting:
@@ -337,7 +395,7 @@ def build_model(setting: Setting) -> Any:
         attention = "flash_attention_2"
     model = load_model(
         setting.inputs.weights,
-        "--load_checkpoint" if config.load_checkpoint else "--pretrained",
+        "--pretrained" if setting.inputs.weights == Path(config.pretrained) else "--load_checkpoint",
         "fp32" if spec.keeps_fp32_weights else config.mixed_precision,
         attention,
     )
@@ -421,14 +479,17 @@ def build_identity(setting: Setting) -> RunIdentity:
     )
 
 
-def start_state(inputs: Inputs, manager: CheckpointManager, env: DistEnv) -> TrainState:
+def start_state(setting: Setting, manager: CheckpointManager) -> TrainState:
     """A fresh state, or the one that is resumed."""
     from colossal_llama.state import TrainState
 
-    if inputs.resume_from is None:
+    checkpoint = setting.inputs.resume_from
+    if checkpoint is None:
         return TrainState()
-    state = manager.load(inputs.resume_from)
-    env.say(f"resumed {inputs.resume_from}: epoch {state.epoch}, {state.global_step} steps done")
+    state = manager.load(checkpoint)
+    setting.env.say(f"resumed {checkpoint}: epoch {state.epoch}, {state.global_step} steps done")
+    if state.global_step >= setting.schedule.total_steps:
+        setting.env.say("the run is finished: nothing is left to train, the weights are exported again")
     return state
 
 
@@ -445,7 +506,30 @@ def build_writers(setting: Setting, first_step: int) -> list[Any]:
     return [progress, JsonlWriter(folder, first_step), TensorBoardWriter(folder, first_step)]
 
 
-def fit(setting: Setting, step: TrainStep, lr_scheduler: Any, state: TrainState, manager: CheckpointManager) -> None:
+def stop_run(state: TrainState, manager: CheckpointManager, watch: SignalWatch) -> None:
+    """Save and end the run, as all ranks have agreed to.
+
+    Raises:
+        UserError: what they agreed on is that a checkpoint could not be written.
+        PreemptedError: everything is saved.
+    """
+    from colossal_llama.distributed.agreement import gather
+
+    folder = manager.save_once(state)
+    received = next((f"{name} (rank {rank})" for rank, name in enumerate(gather(watch.received)) if name), "a signal")
+    raise PreemptedError(
+        f"stopped by {received} after step {state.global_step}; saved {folder}; go on with --load_checkpoint auto"
+    )
+
+
+def fit(
+    setting: Setting,
+    step: TrainStep,
+    lr_scheduler: Any,
+    state: TrainState,
+    manager: CheckpointManager,
+    watch: SignalWatch,
+) -> None:
     """Train to the end of the schedule and print the summary."""
     from colossal_llama.data.collator import PackedCollator
     from colossal_llama.data.loader import StepLoader
@@ -472,9 +556,11 @@ def fit(setting: Setting, step: TrainStep, lr_scheduler: Any, state: TrainState,
         save=manager.save,
         save_interval=0 if config.benchmark else config.save_interval,
         save_each_epoch=not (config.benchmark or config.skip_save_each_epoch),
+        stop=partial(stop_run, manager=manager, watch=watch),
     )
     try:
         trainer.fit()
+        manager.wait()
     finally:
         tracker.close()
     setting.env.say(tracker.summary())

@@ -7,6 +7,8 @@ from colossal_llama.errors import UserError
 
 PLUGIN_NAMES = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp")
 PRECISIONS = ("fp16", "bf16", "fp32")
+AUTO = "auto"
+"""``--load_checkpoint``: find out from ``--save_dir``."""
 
 
 @dataclass
@@ -20,10 +22,17 @@ class TrainConfig:
     )
     plugin: str = flag("gemini", help="how the model is distributed", choices=PLUGIN_NAMES)
     load_checkpoint: str | None = flag(
-        None, help="a checkpoint folder: resume everything; its modeling folder: start from these weights"
+        None,
+        help="a checkpoint folder: resume everything; its modeling folder: start from these weights; auto: resume the "
+        "newest whole checkpoint of --save_dir, or start from --pretrained",
     )
     save_interval: int = flag(1000, help="optimizer steps between checkpoints; 0: only at the ends of epochs")
     save_dir: str = flag("checkpoint_dir", help="folder of the checkpoints and of the final modeling folder")
+    keep_last: int = flag(0, help="after a save, delete all but this many of the newest checkpoints; 0: keep all")
+    keep_every: int = flag(0, help="with --keep_last: keep also every checkpoint at a multiple of this many steps")
+    async_save: bool = flag(
+        False, help="copy checkpoints to host memory and write them in the background, while training goes on"
+    )
     tensorboard_dir: str = flag("logs_dir", help="folder of the TensorBoard events and of metrics.jsonl")
     config_file: str = flag("config_file", help="file that the resolved configuration is written to")
     num_epochs: int = flag(1, help="passes over the data")
@@ -83,7 +92,8 @@ class TrainConfig:
         for name, least in (
             ("num_epochs", 1), ("micro_batch_size", 1), ("accumulation_steps", 1), ("max_length", 2), ("tp", 1),
             ("pp", 1), ("sp", 1), ("microbatch_size", 1), ("save_interval", 0), ("lora_rank", 0), ("num_samples", 1),
-            ("gradient_clipping", 0), ("weight_decay", 0), ("neft_alpha", 0), ("seed", 0),
+            ("gradient_clipping", 0), ("weight_decay", 0), ("neft_alpha", 0), ("seed", 0), ("keep_last", 0),
+            ("keep_every", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise UserError(f"--{name} must be at least {least}, not {getattr(self, name)}")
@@ -93,6 +103,10 @@ class TrainConfig:
             raise UserError(f"--lr must be positive, not {self.lr}")
         if self.zero not in (0, 1, 2):
             raise UserError(f"--zero must be 0, 1 or 2, not {self.zero}")
+        if self.keep_every and not self.keep_last:
+            raise UserError(f"--keep_every {self.keep_every} needs --keep_last: without it, no checkpoint is deleted")
+        if self.overwrite and self.load_checkpoint == AUTO:
+            raise UserError("--overwrite starts from scratch and --load_checkpoint auto goes on: give one of them")
         if not self.dataset and not self.benchmark:
             raise UserError("--dataset is required: name the part folders that prepare_pretrain_dataset.py wrote")
         if self.plugin != "3d":

@@ -35,11 +35,13 @@ class StepResult:
         loss: mean negative log-likelihood per target token of the step's global batch, in nats.
         target_tokens: number of target tokens in the global batch.
         grad_norm: gradient norm before clipping, or None where nothing computed it.
+        stop: whether any rank wanted to stop (:attr:`Boosted.wants_to_stop`) when the step ended.
     """
 
     loss: float
     target_tokens: int
     grad_norm: float | None
+    stop: bool = False
 
 
 class TrainStep(Protocol):
@@ -52,7 +54,10 @@ class TrainStep(Protocol):
 
 @dataclass(frozen=True)
 class Boosted:
-    """Model and optimizer as the Booster returned them, with what a step needs to know about them."""
+    """Model and optimizer as the Booster returned them, with what a step needs to know about them.
+
+    ``wants_to_stop`` is asked at the end of each step; what one rank says reaches all of them with the loss.
+    """
 
     booster: Any
     model: Any
@@ -61,6 +66,7 @@ class Boosted:
     spec: PluginSpec
     options: PluginOptions
     device: str
+    wants_to_stop: Callable[[], bool] = lambda: False
 
 
 def build_step(boosted: Boosted) -> TrainStep:
@@ -115,6 +121,23 @@ def _attention_mask(batch: dict[str, Any], boosted: Boosted) -> dict[str, torch.
     return {}
 
 
+def _sum_over_ranks(loss: torch.Tensor, boosted: Boosted) -> tuple[float, bool]:
+    """A loss summed over token group and pipeline, and whether any rank of the run wants to stop.
+
+    Both travel and are read together: asking costs no synchronisation of its own.
+    """
+    layout = boosted.layout
+    stop = torch.full_like(loss, float(boosted.wants_to_stop()))
+    values = torch.stack([loss, stop])
+    dist.all_reduce(values, group=layout.token_group)
+    if layout.tp_group is not None:  # tensor parallel ranks have the same loss, but signals of their own
+        dist.all_reduce(values[1:], group=layout.tp_group)
+    if layout.pp_group is not None:
+        dist.all_reduce(values, group=layout.pp_group)
+    total, votes = values.tolist()
+    return total, votes > 0
+
+
 def _grad_norm_of(optimizer: Any) -> float | None:
     norm = optimizer.get_grad_norm() if hasattr(optimizer, "get_grad_norm") else None
     return None if norm is None else float(norm)
@@ -142,9 +165,9 @@ class DataParallelStep:
                 boosted.booster.backward(loss * weight, boosted.optimizer)
             loss_sum += loss.detach()
         grad_norm = self._update()
-        dist.all_reduce(loss_sum, group=boosted.layout.token_group)
+        total, stop = _sum_over_ranks(loss_sum, boosted)
         count = int(target_tokens.item())
-        return StepResult(loss=loss_sum.item() / max(count, 1), target_tokens=count, grad_norm=grad_norm)
+        return StepResult(loss=total / max(count, 1), target_tokens=count, grad_norm=grad_norm, stop=stop)
 
     def _forward(self, inputs: dict[str, Any], targets: torch.Tensor) -> torch.Tensor:
         boosted = self._boosted
@@ -204,8 +227,8 @@ class PipelineStep:
         )
         boosted.optimizer.step()
         boosted.optimizer.zero_grad()
-        loss = self._mean_loss(result["loss"])
-        return StepResult(loss, int(target_tokens.item()), _grad_norm_of(boosted.optimizer))
+        loss, stop = self._mean_loss(result["loss"])
+        return StepResult(loss, int(target_tokens.item()), _grad_norm_of(boosted.optimizer), stop)
 
     def _add_mask(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if "attention_mask" in kwargs:
@@ -221,13 +244,13 @@ class PipelineStep:
 
         return criterion
 
-    def _mean_loss(self, weighted: torch.Tensor | None) -> float:
+    def _mean_loss(self, weighted: torch.Tensor | None) -> tuple[float, bool]:
         """The step's loss on every rank; only the last stage has ``weighted``, its ranks' shares of it."""
-        layout = self._boosted.layout
-        total = torch.zeros((), device=self._boosted.device) if weighted is None else weighted.detach().float()
-        dist.all_reduce(total, group=layout.token_group)
-        dist.all_reduce(total, group=layout.pp_group)
-        return total.item() / dist.get_world_size(layout.token_group)
+        share = (
+            torch.zeros((), device=self._boosted.device) if weighted is None else weighted.detach().float().reshape(())
+        )
+        total, stop = _sum_over_ranks(share, self._boosted)
+        return total / dist.get_world_size(self._boosted.layout.token_group), stop
 
 
 def _concatenate(micro_batches: Sequence[Batch]) -> Batch:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.checkpoint.manager import discard_checkpoints, existing_checkpoints
+from colossal_llama.checkpoint.folders import discard_checkpoints, existing_checkpoints
 from colossal_llama.errors import UserError
 from colossal_llama.quickstart import assets, corpus
 from colossal_llama.quickstart.plan import QuickstartPlan, StagePlan

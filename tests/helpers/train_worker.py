@@ -5,13 +5,20 @@ DUMP_LOGITS=FILE       after training, write the model's logits on fixed ids (wh
 SLOW_RANK=1            that rank starts writing its part of a checkpoint two seconds late
 UNDO=name,...          take single remedies out, to show what goes wrong without them
 NO_DROPOUT=1           LoRA without dropout, so that runs can be compared
+SIGNAL_AT=S:R:NAME     rank R sends itself the signal NAME in optimizer step S (counted from 1 in this process)
+KILL_AT=EVENT:N:R      rank R kills itself (SIGKILL) when EVENT happens for the N-th time; see kill_at
+FILE_LIMIT=R:BYTES     rank R can write no file longer than this (RLIMIT_FSIZE)
+SLOW_WRITER=SECONDS    files of a checkpoint are written that much later than they could be
 """
 
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 from colossal_llama.commands import train as command
@@ -54,6 +61,14 @@ def install_hooks() -> None:
         delay_saving(rank)
     if os.environ.get("NO_DROPOUT"):
         lora.LORA_DROPOUT = 0.0
+    if when := os.environ.get("SIGNAL_AT"):
+        signal_at(*when.split(":"))
+    if when := os.environ.get("KILL_AT"):
+        kill_at(*when.split(":"))
+    if limit := os.environ.get("FILE_LIMIT"):
+        limit_files(*limit.split(":"))
+    if seconds := os.environ.get("SLOW_WRITER"):
+        delay_writing(float(seconds))
     for name in filter(None, os.environ.get("UNDO", "").split(",")):
         undo(name)
     if path := os.environ.get("DUMP_LOGITS"):
@@ -79,6 +94,70 @@ def delay_saving(rank: str) -> None:
     manager.save_masters = save_late
 
 
+def before_call(owner: Any, name: str, number: int, rank: str, action: Callable[..., None]) -> None:
+    """Have ``action`` called, on one rank, before the ``number``-th call of ``owner.name`` and with its arguments."""
+    original = getattr(owner, name)
+    calls = 0
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number and os.environ["RANK"] == rank:
+            action(*args)
+        return original(*args, **options)
+
+    setattr(owner, name, counted)
+
+
+def signal_at(step: str, rank: str, name: str) -> None:
+    from colossal_llama.plugins import steps
+
+    for kind in (steps.DataParallelStep, steps.PipelineStep):
+        before_call(kind, "run", int(step), rank, lambda *args: os.kill(os.getpid(), getattr(signal, name)))
+
+
+def kill_at(event: str, number: str, rank: str) -> None:
+    """Events: ``step`` begins; ``torch`` or ``safetensors`` file is half written; ``flush`` of a file; ``manifest`` is
+    to be written; ``publish`` renames a folder; ``retire`` deletes an old checkpoint.
+    """
+    from colossal_llama.checkpoint import file_writer, manager
+    from colossal_llama.plugins import steps
+
+    places = {
+        "step": (steps.DataParallelStep, "run"),
+        "torch": (file_writer, "write_torch"),
+        "safetensors": (file_writer, "write_safetensors"),
+        "flush": (file_writer, "flush_file"),
+        "manifest": (manager, "write_manifest"),
+        "publish": (manager, "publish_directory"),
+        "retire": (manager, "remove_directory"),
+    }
+
+    def kill(*args: Any) -> None:
+        if event in ("torch", "safetensors"):
+            args[1].write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    before_call(*places[event], int(number), rank, kill)
+
+
+def limit_files(rank: str, size: str) -> None:
+    if os.environ["RANK"] == rank:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), resource.RLIM_INFINITY))
+
+
+def delay_writing(seconds: float) -> None:
+    from colossal_llama.checkpoint.file_writer import FileWriter
+
+    finish = FileWriter.finish
+
+    def finish_late(self: Any) -> Any:
+        time.sleep(seconds)
+        return finish(self)
+
+    FileWriter.finish = finish_late
+
+
 def undo(name: str) -> None:
     """Disable one remedy by its name."""
     if name == "rope":
@@ -92,7 +171,7 @@ def undo(name: str) -> None:
     elif name == "barrier":
         from colossal_llama.checkpoint import manager
 
-        manager._barrier = lambda: None
+        manager.run_together = lambda action, group=None: [action()]
     elif name == "eager":
         from colossal_llama.model import loader
 
