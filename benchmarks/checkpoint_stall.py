@@ -1,4 +1,4 @@
-"""How long a checkpoint keeps the training waiting: written at once, and with --async_save; and what the manifest costs.
+"""How long a checkpoint keeps the training waiting, at once and with --async_save, and what its manifest costs.
 
     torchrun --nproc_per_node 2 benchmarks/checkpoint_stall.py --plugin zero2 [--hidden_size 1024] [--layers 8]
 

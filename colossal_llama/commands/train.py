@@ -488,7 +488,7 @@ def start_state(setting: Setting, manager: CheckpointManager) -> TrainState:
         return TrainState()
     state = manager.load(checkpoint)
     setting.env.say(f"resumed {checkpoint}: epoch {state.epoch}, {state.global_step} steps done")
-    if state.global_step >= setting.schedule.total_steps:
+    if state.epoch >= setting.config.num_epochs:
         setting.env.say("the run is finished: nothing is left to train, the weights are exported again")
     return state
 
