@@ -109,3 +109,10 @@ def flush_directory(folder: Path) -> None:
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
+
+
+def flush_tree(folder: Path) -> None:
+    """Return when ``folder`` and everything below it is on the disk."""
+    for path in folder.rglob("*"):
+        flush_directory(path) if path.is_dir() else flush_file(path)
+    flush_directory(folder)

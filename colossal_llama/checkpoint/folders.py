@@ -46,15 +46,18 @@ def discard_checkpoints(save_dir: Path) -> None:
 
 
 def remove_leftovers(save_dir: Path) -> list[Path]:
-    """Delete what killed saves have left; returns the folders. A folder that was being replaced gets its name back."""
-    found = [path for path in save_dir.glob(".*") if _LEFTOVER.fullmatch(path.name) and path.is_dir()]
-    for path in found:
+    """Delete what killed saves have left, and return it; a folder that was being replaced gets its name back."""
+    removed = []
+    for path in save_dir.glob(".*"):
+        if not (_LEFTOVER.fullmatch(path.name) and path.is_dir()):
+            continue
         name, kind = path.name[1:].split(".")
         if kind.startswith("old-") and not (save_dir / name).exists():
             path.rename(save_dir / name)
         else:
             shutil.rmtree(path, ignore_errors=True)
-    return found
+            removed.append(path)
+    return removed
 
 
 def remove_empty_folders(folder: Path) -> None:

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colossal_llama.atomic import flush_directory, publish_directory, remove_directory
+from colossal_llama.atomic import flush_directory, flush_tree, publish_directory, remove_directory
 from colossal_llama.checkpoint.folders import (
     MODELING,
     RUNNING_STATES,
@@ -32,7 +32,7 @@ from colossal_llama.checkpoint.folders import (
     existing_checkpoints,
     remove_empty_folders,
 )
-from colossal_llama.checkpoint.manifest import flush_folders, write_manifest
+from colossal_llama.checkpoint.manifest import write_manifest
 from colossal_llama.checkpoint.masters import load_masters, save_masters
 from colossal_llama.checkpoint.rng import load_rng, save_rng
 from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE, MANIFEST_FILE
@@ -291,7 +291,7 @@ class CheckpointManager:
         """Have ``phases`` fill a folder, one after the other, and give it the name ``target``.
 
         All ranks wait for each other after each phase, and stop there together if one has failed: Colossal-AI returns
-        before other ranks have written, and a rank that left a phase early would miss in the gathers of the next.
+        before other ranks have written, and a rank that left a phase early would be missing in the gathers of the next.
 
         Args:
             snapshots: only copy the tensors into these; a thread does the rest.
@@ -332,7 +332,7 @@ class CheckpointManager:
                 remove_empty_folders(scratch)
                 if target.name != MODELING:
                     write_manifest(scratch, {name: entry for part in records for name, entry in part.items()})
-                flush_folders(scratch)
+                flush_tree(scratch)
                 publish_directory(scratch, target)
                 flush_directory(target.parent)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import xxhash
 
-from colossal_llama.atomic import flush_directory, flush_file
+from colossal_llama.atomic import flush_file
 from colossal_llama.constants import MANIFEST_FILE
 
 ALGORITHM = "xxh3_128"
@@ -78,7 +78,7 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
 
 
 def write_manifest(folder: Path, known: Mapping[str, FileRecord]) -> None:
-    """Describe each file below ``folder``, and see to it that files, folders and manifest are on the disk.
+    """Describe each file below ``folder``; returns when files and manifest are on the disk.
 
     Args:
         known: records of files that are on the disk already; only the others are read.
@@ -92,14 +92,6 @@ def write_manifest(folder: Path, known: Mapping[str, FileRecord]) -> None:
     manifest = folder / MANIFEST_FILE
     manifest.write_text(manifest_text(files), encoding="utf-8")
     flush_file(manifest)
-    flush_folders(folder)
-
-
-def flush_folders(folder: Path) -> None:
-    """Put the entries of ``folder`` and of all folders below it on the disk."""
-    for path in (folder, *folder.rglob("*")):
-        if path.is_dir():
-            flush_directory(path)
 
 
 def all_files(folder: Path) -> list[Path]:

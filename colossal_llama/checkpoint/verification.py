@@ -55,7 +55,7 @@ class Verifier:
         faults = self.find_faults(folder)
         if not faults:
             return
-        earlier = [one for one in checkpoint_folders(folder.parent) if progress_of(one) < progress_of(folder)]
+        earlier = [one for one in self._folders(folder.parent) if progress_of(one) < progress_of(folder)]
         other = self._newest_whole(earlier)
         advice = (
             f"the newest earlier checkpoint that is whole is {other}: resume it with --load_checkpoint {other}"
@@ -66,8 +66,11 @@ class Verifier:
 
     def newest_whole(self, save_dir: Path) -> Path | None:
         """The newest checkpoint in ``save_dir`` that is whole; damaged ones are skipped aloud. None: there is none."""
-        # What one rank sees holds for all: file systems of several nodes may differ for a moment.
-        return self._newest_whole(gather(checkpoint_folders(save_dir))[0])
+        return self._newest_whole(self._folders(save_dir))
+
+    def _folders(self, save_dir: Path) -> list[Path]:
+        # What rank 0 sees holds for all: a shared file system may look different on other nodes for a moment.
+        return gather(checkpoint_folders(save_dir))[0]
 
     def _newest_whole(self, folders: list[Path]) -> Path | None:
         for folder in reversed(folders):

@@ -55,6 +55,7 @@ class Inputs:
 
 def train(config: TrainConfig) -> None:
     """Run one stage from configuration to exported weights."""
+    from colossal_llama.checkpoint.folders import remove_leftovers
     from colossal_llama.distributed.launch import launch, shut_down, world_size_from_environment
     from colossal_llama.plugins import PLUGINS, build_options
 
@@ -64,6 +65,9 @@ def train(config: TrainConfig) -> None:
     inputs = check_inputs(config, point) if point.folder is None else None
     env = launch(config.seed)
     try:
+        if env.is_main and not config.benchmark:
+            for folder in remove_leftovers(Path(config.save_dir)):
+                env.say(f"removed {folder}, which a killed run left")
         if inputs is None or config.load_checkpoint == AUTO:
             inputs = check_inputs(config, find_whole_checkpoint(config, point, env))
         run_stage(config, spec, inputs, env)
@@ -186,7 +190,7 @@ class Setting:
 
 def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEnv) -> None:
     """Build everything, train, export. All ranks run it."""
-    from colossal_llama.checkpoint.folders import Retention, discard_checkpoints, remove_leftovers
+    from colossal_llama.checkpoint.folders import Retention, discard_checkpoints
     from colossal_llama.checkpoint.manager import CheckpointManager
     from colossal_llama.distributed.preemption import SignalWatch
     from colossal_llama.plugins.steps import Boosted, build_step
@@ -195,9 +199,6 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
     announce(setting)
     if config.overwrite and inputs.resume_from is None and env.is_main:
         discard_checkpoints(Path(config.save_dir))
-    if env.is_main and not config.benchmark:
-        for folder in remove_leftovers(Path(config.save_dir)):
-            env.say(f"removed {folder}, which a killed run left")
     booster, model, optimizer, lr_scheduler, finish = build_boosted(setting)
     manager = CheckpointManager(
         save_dir=Path(config.save_dir).resolve(),

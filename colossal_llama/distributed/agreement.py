@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 import re
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,13 +25,29 @@ class _Outcome:
     is_write: bool = False
 
 
+_recent: deque[Any] = deque(maxlen=16)
+"""Tensors of the last collectives. A tensor that Python has dropped needs the GIL when gloo's thread drops it too, and
+``destroy_process_group`` waits for that thread with the GIL in its hands: a run would never end. That is why
+``dist.all_gather_object``, whose tensors end with it, is no alternative."""
+
+
 def gather(value: Any, group: Any = None) -> list[Any]:
     """The values of all ranks, in their order, on every rank; collective over ``group`` (None: all ranks)."""
+    import torch
     import torch.distributed as dist
 
-    values: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(values, value, group=group)
-    return values
+    device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
+    ranks = range(dist.get_world_size(group))
+    content = torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+    length = torch.tensor(len(content), device=device)
+    lengths = [torch.zeros_like(length) for _ in ranks]
+    dist.all_gather(lengths, length, group=group)
+    sizes = [int(one) for one in lengths]
+    padded = torch.nn.functional.pad(content, (0, max(sizes) - len(content))).to(device)
+    parts = [torch.empty_like(padded) for _ in ranks]
+    dist.all_gather(parts, padded, group=group)
+    _recent.append((length, lengths, padded, parts))
+    return [pickle.loads(part[:size].cpu().numpy().tobytes()) for part, size in zip(parts, sizes, strict=True)]
 
 
 def run_together(action: Callable[[], T], group: Any = None) -> list[T]:
