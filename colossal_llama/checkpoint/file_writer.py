@@ -13,6 +13,7 @@ Colossal-AI's own ``use_async`` needs a package that writes with io_uring (tenso
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -47,8 +48,8 @@ class HostSnapshots:
         self._next = 0
 
     def copy(self, value: Any) -> Any:
-        """``value``, in containers of its own, with each tensor in it copied to the host."""
-        return tree_map(lambda leaf: self._copy_tensor(leaf) if torch.is_tensor(leaf) else leaf, value)
+        """``value``, in containers of its own, with each tensor in it copied to the host, and other objects copied."""
+        return tree_map(lambda leaf: self._copy_tensor(leaf) if torch.is_tensor(leaf) else copy.deepcopy(leaf), value)
 
     def _copy_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         if self._next == len(self._buffers):

@@ -11,7 +11,6 @@ from pathlib import Path
 from colossal_llama.atomic import remove_directory
 
 RUNNING_STATES = "running_states.json"
-MODELING = "modeling"
 
 _NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
 _LEFTOVER = re.compile(r"\.(epoch-\d+_step-\d+|modeling)\.(tmp|old-\d+)")

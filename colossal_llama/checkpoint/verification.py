@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from colossal_llama.checkpoint.folders import MODELING, RUNNING_STATES, checkpoint_folders, progress_of
+from colossal_llama.checkpoint.folders import RUNNING_STATES, checkpoint_folders, progress_of
 from colossal_llama.checkpoint.manifest import find_faults, read_manifest, share_of_files
+from colossal_llama.checkpoint.masters import MODELING
 from colossal_llama.constants import MANIFEST_FILE
 from colossal_llama.distributed.agreement import gather
 from colossal_llama.errors import UserError

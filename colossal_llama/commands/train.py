@@ -10,6 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colossal_llama.commands.train_update import (
+    add_adapters,
+    build_fingerprint_writer,
+    build_optimizer,
+    build_optimizer_store,
+    build_schedule,
+    check_new_rows,
+    freeze_old_rows,
+    update_settings,
+)
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.io import write_config
 from colossal_llama.config.train import AUTO, TrainConfig
@@ -57,10 +67,13 @@ def train(config: TrainConfig) -> None:
     """Run one stage from configuration to exported weights."""
     from colossal_llama.checkpoint.folders import remove_leftovers
     from colossal_llama.distributed.launch import launch, shut_down, world_size_from_environment
+    from colossal_llama.optim import check_optimizer
     from colossal_llama.plugins import PLUGINS, build_options
 
     spec = PLUGINS.get(config.plugin)
-    spec.check(build_options(config, on_host=True, flash_attention=False), world_size_from_environment())
+    options = build_options(config, on_host=True, flash_attention=False)
+    spec.check(options, world_size_from_environment())
+    check_optimizer(config.optimizer, spec.weight_form(options), config.plugin)
     point = locate_start(config)
     inputs = check_inputs(config, point) if point.folder is None else None
     env = launch(config.seed)
@@ -125,10 +138,12 @@ def check_inputs(config: TrainConfig, point: ResumePoint) -> Inputs:
     Raises:
         UserError: a folder is missing or holds the wrong thing.
     """
+    from colossal_llama.model.base_fingerprint import check_base
     from colossal_llama.model.loader import read_model_config
 
     pretrained = Path(config.pretrained)
     model_config = read_model_config(pretrained, "--pretrained")
+    check_new_rows(config, model_config)
     adapter = None
     if point.weights != pretrained:
         adapter = point.weights if (point.weights / ADAPTER_CONFIG_FILE).is_file() else None
@@ -138,6 +153,8 @@ def check_inputs(config: TrainConfig, point: ResumePoint) -> Inputs:
             raise UserError(
                 f"--load_checkpoint {adapter}: holds LoRA adapters; give the --lora_rank they were trained with"
             )
+        else:
+            check_base(adapter, pretrained, "--pretrained")
     weights = point.weights if adapter is None else pretrained
     return Inputs(model_config=model_config, weights=weights, adapter=adapter, resume_from=point.folder)
 
@@ -196,6 +213,8 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
     from colossal_llama.plugins.steps import Boosted, build_step
 
     setting = build_setting(config, spec, inputs, env)
+    identity = build_identity(setting)
+    check_same_run(identity, inputs)
     announce(setting)
     if config.overwrite and inputs.resume_from is None and env.is_main:
         discard_checkpoints(Path(config.save_dir))
@@ -206,17 +225,18 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
         model=model,
         optimizer=optimizer,
         lr_scheduler=lr_scheduler,
-        identity=build_identity(setting),
+        identity=identity,
         rank=env.rank,
         world_size=env.world_size,
         finish_export=finish,
         generators=attach_neftune(setting, model),
         lora=config.lora_rank > 0,
+        store=build_optimizer_store(setting, booster),
         retention=Retention(config.keep_last, config.keep_every),
         resumed=None if inputs.resume_from is None else inputs.resume_from.resolve(),
         background=config.async_save,
     )
-    state = start_state(setting, manager)
+    state = start_state(setting, manager, identity, lr_scheduler)
     if env.is_main:
         write_config(config, Path(config.config_file))
     watch = SignalWatch()
@@ -358,12 +378,10 @@ def announce(setting: Setting) -> None:
 def build_boosted(setting: Setting) -> tuple[Any, Any, Any, Any, Callable[[Path], None]]:
     """Booster, model, optimizer and schedule, and what completes an exported folder."""
     from colossal_llama.checkpoint.export import finish_export
-    from colossal_llama.model.lora import add_lora, bare_model
+    from colossal_llama.model.lora import bare_model
     from colossal_llama.model.rope import restore_rope_precision
-    from colossal_llama.optim import build_lr_scheduler, build_optimizer
     from colossal_llama.plugins import build_booster
 
-    config, schedule = setting.config, setting.schedule
     model = build_model(setting)
     end_token_id = adopt_chat_template(setting.tokenizer, setting.rows)
     if end_token_id is not None:
@@ -373,12 +391,13 @@ def build_boosted(setting: Setting) -> tuple[Any, Any, Any, Any, Callable[[Path]
         tokenizer=setting.tokenizer,
         generation_config=model.generation_config,
         vocab_size=setting.inputs.model_config["vocab_size"],
+        write_more=build_fingerprint_writer(setting),
     )
     booster = build_booster(setting.plugin, setting.spec, setting.options)
-    if config.lora_rank:
-        model = add_lora(booster, model, config.lora_rank, setting.inputs.adapter)
-    optimizer = build_optimizer(model.parameters(), config.lr, config.weight_decay)
-    lr_scheduler = build_lr_scheduler(optimizer, schedule.total_steps, schedule.resolved_warmup_steps)
+    model = add_adapters(setting, booster, model)
+    freeze_old_rows(setting, model)
+    optimizer = build_optimizer(setting.config, model)
+    lr_scheduler = build_schedule(setting, optimizer)
     model, optimizer, _, _, lr_scheduler = booster.boost(model, optimizer, lr_scheduler=lr_scheduler)
     restore_rope_precision(bare_model(model))
     return booster, model, optimizer, lr_scheduler, finish
@@ -453,6 +472,7 @@ def build_identity(setting: Setting) -> RunIdentity:
 
     config, schedule = setting.config, setting.schedule
     is_3d = config.plugin == "3d"
+    rows = setting.rows.fingerprint()
     return RunIdentity(
         layout={
             "plugin": config.plugin,
@@ -464,9 +484,10 @@ def build_identity(setting: Setting) -> RunIdentity:
             "sp_mode": config.sp_mode if config.enable_sequence_parallelism else None,
             "zero": config.zero if is_3d else None,
         },
+        batch={"global_batch": schedule.global_batch},
         data={
             "num_samples": schedule.num_samples,
-            "global_batch": schedule.global_batch,
+            "rows": rows,
             "num_epochs": schedule.num_epochs,
             "seed": config.seed,
             # None as in checkpoints from before this flag.
@@ -476,31 +497,64 @@ def build_identity(setting: Setting) -> RunIdentity:
             "freeze_non_embeds_params": config.freeze_non_embeds_params,
             "use_neft": config.use_neft,
             "lora_rank": config.lora_rank,
+            **update_settings(config),
         },
+        defaults={"rows": rows, **update_settings(None)},
     )
 
 
-def start_state(setting: Setting, manager: CheckpointManager) -> TrainState:
-    """A fresh state, or the one that is resumed."""
+def check_same_run(identity: RunIdentity, inputs: Inputs) -> None:
+    """Refuse to resume another run, before its model is loaded.
+
+    Raises:
+        UserError: names what differs.
+    """
+    from colossal_llama.checkpoint.manager import read_running_states
+
+    if inputs.resume_from is not None:
+        identity.check(read_running_states(inputs.resume_from), inputs.resume_from)
+
+
+def start_state(setting: Setting, manager: CheckpointManager, identity: RunIdentity, lr_scheduler: Any) -> TrainState:
+    """A fresh state, or the one that is resumed; says what a resumed run does not share with the one before."""
+    from colossal_llama.checkpoint.manager import read_running_states
+    from colossal_llama.optim import seek_lr_scheduler
     from colossal_llama.state import TrainState
 
-    checkpoint = setting.inputs.resume_from
+    checkpoint, schedule, env = setting.inputs.resume_from, setting.schedule, setting.env
     if checkpoint is None:
         return TrainState()
     state = manager.load(checkpoint)
-    setting.env.say(f"resumed {checkpoint}: epoch {state.epoch}, {state.global_step} steps done")
+    position = schedule.position(state.epoch, state.consumed_samples)
+    seek_lr_scheduler(lr_scheduler, position)
+    env.say(f"resumed {checkpoint}: epoch {state.epoch}, {state.global_step} steps done")
     if state.epoch >= setting.config.num_epochs:
-        setting.env.say("the run is finished: nothing is left to train, the weights are exported again")
+        env.say("the run is finished: nothing is left to train, the weights are exported again")
+    stored = read_running_states(checkpoint)
+    changes = identity.layout_changes(stored)
+    if changes:
+        env.say(
+            f"another layout of ranks ({'; '.join(changes)}): weights, optimizer and data position are kept, random "
+            "generators are seeded anew from --seed and the step"
+        )
+    batch_changes = identity.batch_changes(stored)
+    if batch_changes:
+        env.say(
+            f"another batch ({'; '.join(batch_changes)}): no row is repeated or left out, the learning rate goes on at "
+            f"{position} of {schedule.total_steps} steps of {schedule.global_batch} rows"
+        )
     return state
 
 
-def build_writers(setting: Setting, first_step: int) -> list[Any]:
+def build_writers(setting: Setting, state: TrainState) -> list[Any]:
     """Metric writers on rank 0, none elsewhere."""
     from colossal_llama.metrics.writers import JsonlWriter, ProgressWriter, TensorBoardWriter
 
     if not setting.env.is_main:
         return []
-    progress = ProgressWriter(setting.schedule.total_steps, first_step)
+    first_step = state.global_step
+    last_step = first_step + setting.schedule.remaining_steps(state.epoch, state.consumed_samples)
+    progress = ProgressWriter(last_step, first_step)
     if setting.config.benchmark:
         return [progress]
     folder = Path(setting.config.tensorboard_dir)
@@ -546,7 +600,7 @@ def fit(
     )
     sampler = BucketSampler(rows.bucket_sizes, config.seed)
     loader = StepLoader(rows, sampler, collate, setting.schedule, setting.layout.data_rank)
-    tracker = MetricTracker(build_writers(setting, state.global_step))
+    tracker = MetricTracker(build_writers(setting, state))
     trainer = Trainer(
         step=step,
         lr_scheduler=lr_scheduler,

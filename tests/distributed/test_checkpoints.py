@@ -225,7 +225,7 @@ def test_a_write_that_fails_on_one_rank_stops_all(tmp_path, tiny_model, rows_1_s
     """Rank 1 writes nothing but its masters and generators; rank 0's files are longer than the limit."""
     job = Job(tmp_path, tiny_model, rows_1_step, *ZERO2, "--save_interval", "1")
     line = error_line(job.run(code=2, FILE_LIMIT="1:20000"))
-    assert "masters/rank-00001-of-00002.pt: File too large (rank 1)" in line
+    assert "masters/rank-00001-of-00002.safetensors: File too large (rank 1)" in line
     assert "no checkpoint is complete" in line
     assert os.listdir(job.save_dir) == []
 

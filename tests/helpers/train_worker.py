@@ -4,11 +4,12 @@ GEMINI_SMALL_CHUNKS=1  chunks small enough that Gemini really shards a tiny mode
 DUMP_LOGITS=FILE       after training, write the model's logits on fixed ids (whole vocabulary) to FILE
 SLOW_RANK=1            that rank starts writing its part of a checkpoint two seconds late
 UNDO=name,...          take single remedies out, to show what goes wrong without them
-NO_DROPOUT=1           LoRA without dropout, so that runs can be compared
 SIGNAL_AT=S:R:NAME     rank R sends itself the signal NAME in optimizer step S (counted from 1 in this process)
 KILL_AT=EVENT:N:R      rank R kills itself (SIGKILL) when EVENT happens for the N-th time; see kill_at
 FILE_LIMIT=R:BYTES     rank R can write no file longer than this (RLIMIT_FSIZE)
 SLOW_WRITER=SECONDS    files of a checkpoint are written that much later than they could be
+RESAVE=FOLDER          a resumed run first saves what it has loaded below FOLDER
+LOG_ROWS=FOLDER        each rank writes the numbers of the rows it reads to a file there, one a line
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from colossal_llama.commands import train as command
 from colossal_llama.distributed import upstream_fixes
-from colossal_llama.model import lora
 from colossal_llama.model.lora import bare_model
 from colossal_llama.plugins import gemini
 
@@ -59,8 +60,6 @@ def install_hooks() -> None:
         gemini.CHUNK_SEARCH.update(min_chunk_size_m=0.01, search_range_m=1)
     if rank := os.environ.get("SLOW_RANK"):
         delay_saving(rank)
-    if os.environ.get("NO_DROPOUT"):
-        lora.LORA_DROPOUT = 0.0
     if when := os.environ.get("SIGNAL_AT"):
         signal_at(*when.split(":"))
     if when := os.environ.get("KILL_AT"):
@@ -69,6 +68,10 @@ def install_hooks() -> None:
         limit_files(*limit.split(":"))
     if seconds := os.environ.get("SLOW_WRITER"):
         delay_writing(float(seconds))
+    if folder := os.environ.get("RESAVE"):
+        resave(Path(folder))
+    if folder := os.environ.get("LOG_ROWS"):
+        log_rows(Path(folder))
     for name in filter(None, os.environ.get("UNDO", "").split(",")):
         undo(name)
     if path := os.environ.get("DUMP_LOGITS"):
@@ -158,6 +161,43 @@ def delay_writing(seconds: float) -> None:
     FileWriter.finish = finish_late
 
 
+def resave(folder: Path) -> None:
+    """Have a resumed run's checkpoint manager save at once, below ``folder``."""
+    from colossal_llama.checkpoint.manager import CheckpointManager
+
+    load = CheckpointManager.load
+
+    def load_and_save(self: Any, source: Path) -> Any:
+        state = load(self, source)
+        save_dir, self._save_dir = self._save_dir, folder
+        self.save(state)
+        self._save_dir = save_dir
+        return state
+
+    CheckpointManager.load = load_and_save
+
+
+def log_rows(folder: Path) -> None:
+    from colossal_llama.data.dataset import PackedDataset
+    from colossal_llama.data.loader import StepLoader
+
+    read = PackedDataset.__getitem__
+    epoch = StepLoader.epoch
+
+    def start(self: Any, *args: Any) -> Any:
+        file = (folder / f"rank-{os.environ['RANK']}.txt").open("a", buffering=1)
+
+        def read_and_log(rows: Any, index: int) -> Any:
+            file.write(f"{index}\n")
+            return read(rows, index)
+
+        PackedDataset.__getitem__ = read_and_log  # only now: what is read before is not trained on
+        yield from epoch(self, *args)
+        PackedDataset.__getitem__ = read
+
+    StepLoader.epoch = start
+
+
 def undo(name: str) -> None:
     """Disable one remedy by its name."""
     if name == "rope":
@@ -172,6 +212,18 @@ def undo(name: str) -> None:
         from colossal_llama.checkpoint import manager
 
         manager.run_together = lambda action, group=None: [action()]
+    elif name == "came":
+        import dataclasses
+
+        from colossalai.nn.optimizer import CAME
+
+        from colossal_llama.optim import OPTIMIZERS
+
+        OPTIMIZERS._entries["came"] = dataclasses.replace(
+            OPTIMIZERS.get("came"),
+            make=lambda groups: CAME(groups, lr=groups[0]["lr"]),
+            works_on=OPTIMIZERS.get("hybrid_adam").works_on,
+        )
     elif name == "eager":
         from colossal_llama.model import loader
 

@@ -62,6 +62,20 @@ def test_the_memory_of_snapshots_is_used_again_and_fits_other_shapes(tmp_path: P
     assert first.data_ptr() == kept["a"][0].data_ptr()
 
 
+class Projector:
+    """Holds a tensor where no container shows it, as the optimizer GaLore does."""
+
+    def __init__(self) -> None:
+        self.matrix = torch.ones(3)
+
+
+def test_tensors_inside_of_other_objects_are_copied_too() -> None:
+    projector = Projector()
+    kept = HostSnapshots().copy({"projector": projector})
+    projector.matrix.zero_()
+    assert torch.equal(kept["projector"].matrix, torch.ones(3))
+
+
 def test_a_view_is_stored_without_the_memory_around_it(tmp_path: Path) -> None:
     writer = FileWriter(tmp_path, HostSnapshots())
     with writer.taking_over():
