@@ -25,7 +25,7 @@ def build(arguments: argparse.Namespace, env: Any) -> tuple[Any, ...]:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from colossal_llama.optim import build_lr_scheduler, build_optimizer
+    from colossal_llama.optim import OPTIMIZERS, GroupOptions, build_lr_scheduler, parameter_groups
     from colossal_llama.plugins import PLUGINS, PluginOptions, build_booster
 
     spec = PLUGINS.get(arguments.plugin)
@@ -39,7 +39,8 @@ def build(arguments: argparse.Namespace, env: Any) -> tuple[Any, ...]:
     )
     model: Any = LlamaForCausalLM(config)
     booster = build_booster(spec.make(options), spec, options)
-    optimizer = build_optimizer(model.parameters(), lr=1e-4, weight_decay=0.1)
+    groups = parameter_groups(model, GroupOptions(lr=1e-4, weight_decay=0.1))
+    optimizer = OPTIMIZERS.get("hybrid_adam").make(groups)
     lr_scheduler = build_lr_scheduler(optimizer, 100, 1)
     model, optimizer, _, _, lr_scheduler = booster.boost(model, optimizer, lr_scheduler=lr_scheduler)
     ids = torch.arange(64, device=env.device)[None]
@@ -54,13 +55,14 @@ def measure(arguments: argparse.Namespace, folder: Path, env: Any, parts: tuple[
     import torch.distributed as dist
 
     from colossal_llama.checkpoint.manager import CheckpointManager, RunIdentity
+    from colossal_llama.checkpoint.optimizer_state import BoosterStore
     from colossal_llama.checkpoint.verification import Verifier
     from colossal_llama.state import TrainState
 
     def make_manager(background: bool) -> CheckpointManager:
         return CheckpointManager(
-            folder, *parts, identity=RunIdentity({}, {}), rank=env.rank, world_size=env.world_size,
-            finish_export=lambda path: None, generators={}, background=background,
+            folder, *parts, identity=RunIdentity({}, {}, {}), rank=env.rank, world_size=env.world_size,
+            finish_export=lambda path: None, generators={}, store=BoosterStore(parts[0]), background=background,
         )  # fmt: skip
 
     figures: dict[str, Any] = {"sync": [], "stall": [], "whole": []}
