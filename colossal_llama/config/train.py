@@ -7,6 +7,7 @@ from colossal_llama.errors import UserError
 
 PLUGIN_NAMES = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp")
 PRECISIONS = ("fp16", "bf16", "fp32")
+ON_NAN = ("stop", "skip")
 
 
 @dataclass
@@ -26,6 +27,19 @@ class TrainConfig:
     save_dir: str = flag("checkpoint_dir", help="folder of the checkpoints and of the final modeling folder")
     tensorboard_dir: str = flag("logs_dir", help="folder of the TensorBoard events and of metrics.jsonl")
     config_file: str = flag("config_file", help="file that the resolved configuration is written to")
+    eval_interval: int = flag(0, help="optimizer steps between evaluations on held-out rows; 0: none")
+    eval_dataset: list[str] | None = flag(
+        None, help="prepared rows to evaluate on; unset: the validation parts beside --dataset"
+    )
+    eval_rows: int = flag(0, help="rows of an evaluation at most, spread evenly over all; 0: all")
+    on_nan: str = flag(
+        "stop",
+        help="a loss or gradient that is not finite ends the run, or its update is dropped and counted",
+        choices=ON_NAN,
+    )
+    peak_tflops: float | None = flag(
+        None, help="peak TFLOP/s of one device, for the MFU; unset: known for common GPUs, else no MFU"
+    )
     num_epochs: int = flag(1, help="passes over the data")
     micro_batch_size: int = flag(
         1,
@@ -83,7 +97,8 @@ class TrainConfig:
         for name, least in (
             ("num_epochs", 1), ("micro_batch_size", 1), ("accumulation_steps", 1), ("max_length", 2), ("tp", 1),
             ("pp", 1), ("sp", 1), ("microbatch_size", 1), ("save_interval", 0), ("lora_rank", 0), ("num_samples", 1),
-            ("gradient_clipping", 0), ("weight_decay", 0), ("neft_alpha", 0), ("seed", 0),
+            ("gradient_clipping", 0), ("weight_decay", 0), ("neft_alpha", 0), ("seed", 0), ("eval_interval", 0),
+            ("eval_rows", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise UserError(f"--{name} must be at least {least}, not {getattr(self, name)}")
@@ -91,6 +106,12 @@ class TrainConfig:
             raise UserError(f"--warmup_steps must be at least 0, not {self.warmup_steps}")
         if not self.lr > 0:
             raise UserError(f"--lr must be positive, not {self.lr}")
+        if self.peak_tflops is not None and not self.peak_tflops > 0:
+            raise UserError(f"--peak_tflops must be positive, not {self.peak_tflops}")
+        if self.eval_interval and self.benchmark:
+            raise UserError("--eval_interval does not go with --benchmark: its rows are random")
+        if (self.eval_dataset or self.eval_rows) and not self.eval_interval:
+            raise UserError("--eval_dataset and --eval_rows need --eval_interval: the steps between evaluations")
         if self.zero not in (0, 1, 2):
             raise UserError(f"--zero must be 0, 1 or 2, not {self.zero}")
         if not self.dataset and not self.benchmark:

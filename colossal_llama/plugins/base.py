@@ -96,6 +96,7 @@ class PluginSpec:
         clips_gradients: the plugin clips; otherwise the step does.
         can_skip_sync: supports ``no_sync``, so that accumulation communicates once.
         shards_attention: Colossal-AI replaces the attention and brings its own flash attention.
+        evaluates_untrained: the model can be evaluated before its first training step.
     """
 
     summary: str
@@ -106,6 +107,7 @@ class PluginSpec:
     clips_gradients: bool = True
     can_skip_sync: bool = False
     shards_attention: bool = False
+    evaluates_untrained: bool = True
 
 
 PLUGINS: Registry[PluginSpec] = Registry("plugin")

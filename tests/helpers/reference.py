@@ -32,11 +32,13 @@ def train_reference(
     max_norm: float = 1.0,
     weight_decay: float = 0.1,
     trainable: tuple[str, ...] = (),
+    dropped: tuple[int, ...] = (),
 ) -> Reference:
     """Train one epoch on ``part`` in the order that train.py uses, the whole global batch in one forward pass.
 
     Args:
         trainable: substrings of the names of the trained parameters; empty for all.
+        dropped: steps, from 1, whose update is not made.
     """
     from transformers import AutoModelForCausalLM
 
@@ -51,12 +53,14 @@ def train_reference(
     scheduler = build_lr_scheduler(optimizer, schedule.total_steps, schedule.resolved_warmup_steps)
     loader = StepLoader(rows, BucketSampler(rows.bucket_sizes, 42), PackedCollator(1, 32, "max_length"), schedule, 0)
     losses, grad_norms = [], []
-    for _, (batch,) in loader.epoch(0):
+    for number, loaded in enumerate(loader.epoch(0), start=1):
+        (batch,) = loaded.micro_batches
         logits = model(input_ids=batch["input_ids"]).logits
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch["targets"].flatten())
         loss.backward()
         grad_norms.append(torch.nn.utils.clip_grad_norm_(params, max_norm).item())
-        optimizer.step()
+        if number not in dropped:
+            optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
         losses.append(loss.item())

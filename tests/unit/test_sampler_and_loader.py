@@ -37,8 +37,8 @@ def steps_of(ranks: list[StepLoader], epoch: int = 0, consumed: int = 0) -> list
     """``(samples, [rank][micro-batch][row])`` of each step."""
     steps: list[Any] = []
     for together in zip(*(rank.epoch(epoch, consumed) for rank in ranks), strict=True):
-        assert len({samples for samples, _ in together}) == 1
-        steps.append((together[0][0], [batches for _, batches in together]))
+        assert len({one.samples for one in together}) == 1
+        steps.append((together[0].samples, [one.micro_batches for one in together]))
     return steps
 
 

@@ -55,15 +55,20 @@ def test_learning_rate_without_warm_up_and_of_a_single_step() -> None:
 def test_state_counts_steps_epochs_and_samples() -> None:
     state = TrainState()
     for _ in range(3):
-        state.finish_step(samples=8, target_tokens=100)
-    assert state == TrainState(epoch=0, step=3, global_step=3, consumed_samples=24, target_tokens=300)
+        state.finish_step(samples=8, target_tokens=100, tokens=150)
+    assert state == TrainState(0, 3, 3, consumed_samples=24, target_tokens=300, samples=24, tokens=450)
     state.finish_epoch()
-    assert state == TrainState(epoch=1, step=0, global_step=3, consumed_samples=0, target_tokens=300)
+    assert state == TrainState(1, 0, 3, consumed_samples=0, target_tokens=300, samples=24, tokens=450)
 
 
 def test_state_survives_a_round_trip_with_foreign_keys() -> None:
-    state = TrainState(1, 2, 7, 16, 900)
+    state = TrainState(1, 2, 7, 16, 900, samples=56, tokens=1200, skipped_steps=1)
     assert TrainState.from_mapping(asdict(state) | {"sample_start_index": 16, "data": {"seed": 1}}) == state
+
+
+def test_a_state_of_an_older_checkpoint_counts_what_it_knows() -> None:
+    older = {"epoch": 1, "step": 2, "global_step": 7, "consumed_samples": 16, "target_tokens": 900}
+    assert TrainState.from_mapping(older) == TrainState(1, 2, 7, 16, 900)
 
 
 @pytest.mark.parametrize("values", [{"epoch": -1}, {"consumed_samples": -5}, {"step": 3, "global_step": 2}])
