@@ -27,6 +27,8 @@ SMOOTHED_FROM = 40
 CURVES_SHOWN = 8
 
 STYLE = """
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(400px, 1fr)); gap: 1.2rem; }
+figure { margin: 0; }
 svg { width: 100%; height: auto; } svg text { font-size: 11px; fill: #5a6478; } svg line { stroke: #e3e7ee; }
 .shares { display: flex; height: 22px; border-radius: 4px; overflow: hidden; max-width: 660px; margin: .6rem 0; }
 .shares i { display: block; height: 100%; }
@@ -129,7 +131,7 @@ def _curves(steps: Lines, evaluations: Lines) -> str:
         ("lr", "Learning rate"),
         ("grad_norm", "Gradient norm before clipping"),
         ("tokens_per_second", "Tokens per second, padding included"),
-        ("mfu", "Model FLOP/s utilisation (MFU)"),
+        ("mfu", "Share of the devices' peak FLOP/s (MFU)"),
     ):
         drawn.append((caption, svg_curves(_smoothed(steps, name, name.replace("_", " ")))))
     memory = [(line["step"], line["peak_memory_bytes"] / GIB) for line in steps if line.get("peak_memory_bytes")]

@@ -201,7 +201,7 @@ def event_line(event: Event) -> str:
 
 def score_text(figures: dict[str, float]) -> str:
     """Loss and bits per byte of one set of texts."""
-    bits = f", {figures['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in figures else ""
+    bits = f" ({figures['bits_per_byte']:.4f} bits/byte)" if "bits_per_byte" in figures else ""
     return f"loss {figures['loss']:.4f}{bits}"
 
 
