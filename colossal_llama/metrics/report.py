@@ -99,8 +99,8 @@ def _totals(steps: Lines, kinds: dict[str, Lines]) -> str:
     entries = [
         ("steps", f"{last['step']:,}"),
         ("loss at the end", f"{losses[-1]:.4f}" if losses else None),
-        ("held-out loss at the end", f"{held_out[-1]['loss']:.4f}" if held_out else None),
-        ("held-out bits per byte", _decimals(held_out[-1].get("bits_per_byte")) if held_out else None),
+        ("held-out loss at the end", _decimals(held_out[-1]["loss"]) or None if held_out else None),
+        ("held-out bits per byte", _decimals(held_out[-1].get("bits_per_byte")) or None if held_out else None),
         ("tokens learned from", f"{last.get('consumed_tokens', 0):,}"),
         ("rows", f"{last.get('consumed_samples', 0):,}"),
         ("tokens/s", f"{_rate(steps):,.0f}"),

@@ -83,8 +83,11 @@ def test_the_report_shows_curves_scores_times_and_settings(tmp_path: Path) -> No
 
 def test_a_run_that_ended_at_once_has_a_report_too(tmp_path: Path) -> None:
     assert "No step was finished" in write_run(tmp_path, [], [])
-    lines, _ = run_of(1)
+    lines, events = run_of(1)
     assert "Learning rate" in write_run(tmp_path, lines, [])
+    for event in events[:2]:
+        event["scores"]["all"] |= {"loss": None, "bits_per_byte": None}
+    assert "Held-out rows" in write_run(tmp_path, lines, events)
 
 
 def test_thinning_keeps_the_extremes() -> None:
