@@ -3,6 +3,9 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+PLACE_IN_RUN = ("epoch", "step", "global_step", "consumed_samples")
+"""Fields without which there is no resuming."""
+
 
 @dataclass
 class TrainState:
@@ -58,8 +61,12 @@ class TrainState:
     def from_mapping(cls, mapping: dict[str, Any]) -> "TrainState":
         """The state stored in a ``running_states.json`` mapping; other keys are ignored.
 
-        Counters that older checkpoints do not have start anew.
+        Fields that an older version did not write get their defaults.
+
+        Raises:
+            KeyError: the mapping does not say where the run stood.
         """
-        missing = {"samples": 0, "tokens": 0, "skipped_steps": 0}
-        stored = missing | mapping
-        return cls(**{field.name: int(stored[field.name]) for field in fields(cls)})
+        missing = [name for name in PLACE_IN_RUN if name not in mapping]
+        if missing:
+            raise KeyError(missing[0])
+        return cls(**{field.name: int(mapping.get(field.name, field.default)) for field in fields(cls)})

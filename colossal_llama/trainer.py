@@ -98,6 +98,8 @@ class Trainer:
         self._device = device
         self._loss_watch = LossWatch()
         self._skipped_in_a_row = 0
+        # Not the schedule's total: a run that is resumed with another global batch has another number of steps.
+        self._last_step = state.global_step + schedule.remaining_steps(state.epoch, state.consumed_samples)
 
     def fit(self) -> TrainState:
         """Train from the state to the end of the last epoch; returns the final state."""
@@ -199,7 +201,7 @@ class Trainer:
 
     def _evaluate_if_due(self) -> None:
         step, interval = self._state.global_step, self._intervals.evaluate
-        if interval and (step % interval == 0 or step == self._schedule.total_steps):
+        if interval and (step % interval == 0 or step == self._last_step):
             self._run_evaluation()
 
     def _run_evaluation(self) -> None:
