@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from colossal_llama.constants import CHUNKS
 from colossal_llama.plugins.base import (
     PLUGINS,
     PluginOptions,
@@ -50,5 +51,6 @@ for _name, _policy in (("gemini", "static"), ("gemini_auto", "auto")):
             shards_attention=True,
             # Upstream observes the memory of the first step, and asserts that it comes first (gemini_ddp.py:279).
             evaluates_untrained=_policy == "static",
+            weight_form=lambda options: CHUNKS,
         ),
     )
