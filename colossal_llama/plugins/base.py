@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from colossal_llama.constants import WHOLE
 from colossal_llama.errors import UserError
 from colossal_llama.registry import Registry
 
@@ -79,6 +80,21 @@ def world_layout(plugin: Any, options: PluginOptions) -> ParallelLayout:
     return ParallelLayout(data_rank=dist.get_rank(), data_size=dist.get_world_size())
 
 
+def first_replica(layout: ParallelLayout) -> int:
+    """The first of the ranks with the same weights as this one, where nothing is sharded over data-parallel ranks.
+
+    They are the ranks over which gradients are averaged.
+    """
+    import torch.distributed as dist
+
+    return dist.get_global_rank(layout.token_group, 0) if layout.token_group is not None else 0
+
+
+def shows_whole_weights(options: PluginOptions) -> str:
+    """The form of weights of a plugin whose optimizer sees whole matrices."""
+    return WHOLE
+
+
 def accept_any(options: PluginOptions, world_size: int) -> None:
     """The check of a plugin that runs with every precision and any number of processes."""
 
@@ -96,6 +112,7 @@ class PluginSpec:
         clips_gradients: the plugin clips; otherwise the step does.
         can_skip_sync: supports ``no_sync``, so that accumulation communicates once.
         shards_attention: Colossal-AI replaces the attention and brings its own flash attention.
+        weight_form: what the optimizer sees of a weight matrix: :data:`constants.WHOLE` and its like.
     """
 
     summary: str
@@ -106,6 +123,7 @@ class PluginSpec:
     clips_gradients: bool = True
     can_skip_sync: bool = False
     shards_attention: bool = False
+    weight_form: Callable[[PluginOptions], str] = shows_whole_weights
 
 
 PLUGINS: Registry[PluginSpec] = Registry("plugin")

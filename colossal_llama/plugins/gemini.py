@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from colossal_llama.constants import CHUNKS
 from colossal_llama.plugins.base import (
     PLUGINS,
     PluginOptions,
@@ -48,5 +49,6 @@ for _name, _policy in (("gemini", "static"), ("gemini_auto", "auto")):
             make=partial(_make, placement_policy=_policy),
             check=partial(_check, name=_name),
             shards_attention=True,
+            weight_form=lambda options: CHUNKS,
         ),
     )
