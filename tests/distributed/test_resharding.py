@@ -187,9 +187,9 @@ def test_another_run_is_refused(change, message, saved, tiny_model, rows_6_steps
     assert lines[0].endswith("/modeling")
 
 
-def test_tied_embeddings_and_loss_scale_go_through_a_pipeline_and_back(tmp_path, tiny_tied_model, rows_6_steps):
+def test_tied_embeddings_and_precisions_go_through_a_pipeline_and_back(tmp_path, tiny_tied_model, rows_6_steps):
     """A pipeline holds the tied weight on its first and on its last stage, under two names."""
-    chain = [("fp16", "zero2"), ("fp16", "3d-pp2"), ("fp16", "ddp"), ("fp16", "zero2 on 1")]
+    chain = [("fp16", "zero2"), ("fp16", "3d-pp2"), ("fp16", "ddp"), ("fp16", "zero2 on 1"), ("bf16", "gemini on 1")]
     checkpoint = None
     for number, (precision, name) in enumerate(chain):
         folder = tmp_path / str(number)
