@@ -65,7 +65,7 @@ class UpdateGuard:
             restore_scaler(self._scaler, self._scale_before)
             self._scale_before = None
         norm = self._norm
-        if self._reached and norm is None:
+        if self._applied and norm is None:
             measured = self._measured_norm()
             norm = None if measured is None else measured / scale
         return self._outcome(), norm
@@ -73,7 +73,12 @@ class UpdateGuard:
     def _outcome(self) -> str:
         if self._dropped or not math.isfinite(self._loss):
             return NOT_FINITE
-        return APPLIED if self._reached else OVERFLOW
+        return APPLIED if self._applied else OVERFLOW
+
+    @property
+    def _applied(self) -> bool:
+        """Only a loss scaler keeps a step from the optimizer."""
+        return self._reached or self._scaler is None
 
     def _scale(self) -> float:
         scale = getattr(self._scaler, "_scale", None)

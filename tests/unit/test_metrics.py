@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from colossal_llama.metrics import tracker as tracker_module
 from colossal_llama.metrics import writers as writers_module
-from colossal_llama.metrics.flops import flops_per_token, peak_flops
+from colossal_llama.metrics.flops import flops_per_token, is_counted, peak_flops
 from colossal_llama.metrics.loss_watch import LEAST_STEPS, LossWatch
 from colossal_llama.metrics.tracker import MetricTracker, StepFigures
 from colossal_llama.metrics.writers import (
@@ -218,6 +218,12 @@ def test_flops_are_six_times_the_multiplied_parameters_and_attention() -> None:
     assert flops_per_token(LLAMA_2_7B, 4096, True) == 4 * parameters + 2 * output + attention
     grouped = LLAMA_2_7B | {"num_key_value_heads": 8}
     assert flops_per_token(LLAMA_2_7B, 1) - flops_per_token(grouped, 1) == 6 * 32 * 2 * 24 * 128 * 4096
+
+
+def test_models_without_a_formula_are_told_apart() -> None:
+    assert is_counted(LLAMA_2_7B)
+    assert not is_counted(LLAMA_2_7B | {"num_local_experts": 8})
+    assert not is_counted({"n_embd": 768, "n_layer": 12, "n_head": 12, "vocab_size": 50257})
 
 
 def test_flops_count_what_a_model_really_multiplies() -> None:
