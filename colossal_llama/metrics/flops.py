@@ -33,7 +33,7 @@ _EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")
 
 
 def is_counted(model_config: dict[str, Any]) -> bool:
-    """Whether :func:`flops_per_token` describes a model: LLaMA-like sizes, and no experts of which a token uses a few."""
+    """Whether :func:`flops_per_token` describes a model: LLaMA-like, and no experts of which a token uses a few."""
     return all(model_config.get(key) for key in _NEEDED) and not any(model_config.get(key) for key in _EXPERTS)
 
 
