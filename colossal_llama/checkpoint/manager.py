@@ -38,6 +38,7 @@ from colossal_llama.checkpoint.resharding import check_reshardable, keeping_sett
 from colossal_llama.checkpoint.rng import load_rng, reseed_rng, save_rng
 from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE, MANIFEST_FILE
 from colossal_llama.distributed.agreement import WriteFailedError, run_together
+from colossal_llama.distributed.loss_scale import loss_scaler, restore_scaler, scaler_state
 from colossal_llama.errors import UserError
 from colossal_llama.state import TrainState
 
@@ -423,52 +424,39 @@ class CheckpointManager:
     def _save_loss_scale(self, path: Path) -> None:
         import torch
 
-        scaler = _loss_scaler(self._optimizer)
+        scaler = loss_scaler(self._optimizer)
         if scaler is not None and self._rank == 0:
-            torch.save(_scaler_state(scaler), path)
+            torch.save(scaler_state(scaler), path)
 
     def _load_loss_scale(self, path: Path, same_layout: bool) -> None:
         import torch
 
-        scaler = _loss_scaler(self._optimizer)
+        scaler = loss_scaler(self._optimizer)
         if scaler is None or not (same_layout or path.is_file()):  # another precision starts with a new scale
             return
         stored = torch.load(path, map_location=_scaler_device(scaler), weights_only=True)
         if not same_layout:
-            _carry_scale(scaler, float(stored["_scale"]))
+            _carry_scale(scaler, stored)
             return
-        for name, value in stored.items():
-            setattr(scaler, name, value)
+        restore_scaler(scaler, stored)
 
 
-def _loss_scaler(optimizer: Any) -> Any:
-    """The fp16 gradient scaler inside a boosted optimizer, wherever that plugin keeps it, or None."""
-    for holder_name in ("mixed_precision_mixin", "mix_precision_mixin", "mixed_precision"):
-        scaler = getattr(getattr(optimizer, holder_name, None), "grad_scaler", None)
-        if scaler is not None:
-            return scaler
-    return getattr(optimizer, "scaler", None)
+def _carry_scale(scaler: Any, stored: dict[str, Any]) -> None:
+    """Go on with another scaler's scale; the step counters, which the kinds of scalers do not share, start anew.
 
-
-def _scaler_state(scaler: Any) -> dict[str, Any]:
-    """All that changes in a scaler. Colossal-AI's own state_dict leaves the step counters out."""
-    return {name: getattr(scaler, name) for name in _SCALER_FIELDS if hasattr(scaler, name)}
-
-
-def _carry_scale(scaler: Any, scale: float) -> None:
-    """Go on with another scaler's scale; the step counters, which the kinds of scalers do not share, start anew."""
+    On a machine without a GPU torch's scaler (ddp) is switched off: it has no scale, and stores none.
+    """
+    if "_scale" not in stored or not hasattr(scaler, "_scale"):
+        return
     if scaler._scale is None:  # torch's, which makes its tensors when first used
-        scaler._init_scale = scale
+        scaler._init_scale = float(stored["_scale"])
     else:
-        scaler._scale.fill_(scale)
+        scaler._scale.fill_(float(stored["_scale"]))
 
 
 def _scaler_device(scaler: Any) -> Any:
     scale = getattr(scaler, "_scale", None)
     return scale.device if scale is not None else "cpu"
-
-
-_SCALER_FIELDS = ("_scale", "_growth_step", "_hysteresis_step", "_growth_tracker")
 
 
 def _barrier() -> None:

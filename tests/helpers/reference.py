@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from colossal_llama.constants import IGNORE_INDEX
 from colossal_llama.data.collator import PackedCollator
 from colossal_llama.data.dataset import PackedDataset
 from colossal_llama.data.loader import StepLoader
@@ -34,6 +36,7 @@ def train_reference(
     max_norm: float = 1.0,
     weight_decay: float = 0.1,
     trainable: tuple[str, ...] = (),
+    dropped: tuple[int, ...] = (),
     epochs: int = 1,
     make_optimizer: Callable[[Any], Any] | None = None,
 ) -> Reference:
@@ -41,6 +44,7 @@ def train_reference(
 
     Args:
         trainable: substrings of the names of the trained parameters; empty for all.
+        dropped: steps, from 1, whose update is not made.
         epochs: passes over the part.
         make_optimizer: makes the optimizer of the model, instead of AdamW over all trained parameters.
     """
@@ -60,14 +64,38 @@ def train_reference(
     scheduler = build_lr_scheduler(optimizer, schedule.total_steps, schedule.resolved_warmup_steps)
     loader = StepLoader(rows, BucketSampler(rows.bucket_sizes, 42), PackedCollator(1, 32, "max_length"), schedule, 0)
     losses, grad_norms = [], []
-    for _, (batch,) in (step for epoch in range(epochs) for step in loader.epoch(epoch)):
+    steps = (step for epoch in range(epochs) for step in loader.epoch(epoch))
+    for number, loaded in enumerate(steps, start=1):
+        (batch,) = loaded.micro_batches
         logits = model(input_ids=batch["input_ids"]).logits
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch["targets"].flatten())
         loss.backward()
         grad_norms.append(torch.nn.utils.clip_grad_norm_(params, max_norm).item())
-        optimizer.step()
+        if number not in dropped:
+            optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
         losses.append(loss.item())
     weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     return Reference(losses, grad_norms, weights)
+
+
+def reference_gradients(model_dir: Path, documents: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Gradients of the mean loss over all target tokens, in float64, each document alone in its forward pass.
+
+    Args:
+        documents: token ids and labels of each, not shifted, int ``[length]`` each.
+
+    Returns:
+        float64 tensors by parameter name.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(model_dir), torch_dtype=torch.float64, attn_implementation="eager")
+    targets = sum(int((labels[1:] != IGNORE_INDEX).sum()) for _, labels in documents)
+    for ids, labels in documents:
+        logits = model(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0, :-1]
+        wanted = torch.from_numpy(labels.astype(np.int64))[1:]
+        loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum", ignore_index=IGNORE_INDEX)
+        (loss / targets).backward()
+    return {name: param.grad for name, param in model.named_parameters()}

@@ -8,6 +8,9 @@ SIGNAL_AT=S:R:NAME     rank R sends itself the signal NAME in optimizer step S (
 KILL_AT=EVENT:N:R      rank R kills itself (SIGKILL) when EVENT happens for the N-th time; see kill_at
 FILE_LIMIT=R:BYTES     rank R can write no file longer than this (RLIMIT_FSIZE)
 SLOW_WRITER=SECONDS    files of a checkpoint are written that much later than they could be
+NAN_LOSS=N,...         the loss of these steps is NaN, on the last rank that computes one
+NAN_GRADIENT=N,...     the loss of these steps is what it is, but its gradient is NaN
+WRITE_GRADIENTS=N      optimizer step N puts every gradient in the place of its parameter; no step before changes any
 RESAVE=FOLDER          a resumed run first saves what it has loaded below FOLDER
 LOG_ROWS=FOLDER        each rank writes the numbers of the rows it reads to a file there, one a line
 """
@@ -68,6 +71,11 @@ def install_hooks() -> None:
         limit_files(*limit.split(":"))
     if seconds := os.environ.get("SLOW_WRITER"):
         delay_writing(float(seconds))
+    for name in ("NAN_LOSS", "NAN_GRADIENT"):
+        if steps := os.environ.get(name):
+            spoil_losses({int(step) for step in steps.split(",")}, in_value=name == "NAN_LOSS")
+    if step := os.environ.get("WRITE_GRADIENTS"):
+        write_gradients(int(step))
     if folder := os.environ.get("RESAVE"):
         resave(Path(folder))
     if folder := os.environ.get("LOG_ROWS"):
@@ -161,6 +169,96 @@ def delay_writing(seconds: float) -> None:
     FileWriter.finish = finish_late
 
 
+def spoil_losses(spoilt: set[int], in_value: bool) -> None:
+    """Make losses of these steps NaN, or only their gradients, on one rank of those that see other data."""
+    import torch
+
+    from colossal_llama.plugins import steps
+
+    class NanGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, loss: Any) -> Any:
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return gradient * float("nan")
+
+    current = [0]
+    token_loss_sum = steps.token_loss_sum
+
+    def spoilt_sum(logits: Any, targets: Any, layout: Any) -> Any:
+        loss = token_loss_sum(logits, targets, layout)
+        if current[0] not in spoilt or layout.data_rank != layout.data_size - 1:
+            return loss
+        return loss * float("nan") if in_value else NanGradient.apply(loss)
+
+    steps.token_loss_sum = spoilt_sum
+    for kind in (steps.DataParallelStep, steps.PipelineStep):
+
+        def run(self: Any, micro_batches: Any, original: Any = kind.run) -> Any:
+            current[0] += 1
+            return original(self, micro_batches)
+
+        kind.run = run
+
+
+def write_gradients(at_step: int) -> None:
+    """Let the optimizer write gradients instead of using them.
+
+    The plugin then does with them what it does with updated weights: an export holds the gradients as whole tensors,
+    from wherever the plugin had put their parts. (Their buckets and chunks are the plugins' own affair, and are free
+    again when a step ends.) Gemini takes no optimizer of another class than the library's, so that class gets the step.
+    """
+    build = command.build_optimizer
+    steps = 0
+
+    def step(self: Any, closure: Any = None, div_scale: float = -1) -> None:
+        nonlocal steps
+        steps += 1
+        if steps < at_step:
+            return
+        for group in self.param_groups:
+            for param in group["params"]:
+                gradient = param.data.new_zeros(()) if param.grad is None else param.grad.float()
+                param.data.copy_(gradient / div_scale if div_scale > 0 else gradient)
+
+    def build_writer(*args: Any) -> Any:
+        optimizer = build(*args)
+        type(optimizer).step = step
+        return optimizer
+
+    command.build_optimizer = build_writer
+
+
+def weigh_by_means() -> None:
+    """The usual mistake: the mean over each rank's and micro-batch's own targets, and the mean of these means."""
+    import torch
+
+    from colossal_llama.plugins import steps
+    from colossal_llama.plugins.loss import local_targets
+
+    loss_sum, run_step, run_pipeline = steps.token_loss_sum, steps.DataParallelStep.run, steps.PipelineStep.run
+    passes = 1
+
+    def loss_mean(logits: Any, targets: Any, layout: Any) -> Any:
+        count = (local_targets(targets, layout) != steps.IGNORE_INDEX).sum()
+        return loss_sum(logits, targets, layout) / count.clamp(min=1)
+
+    def counting(run: Any, passes_of: Any) -> Any:
+        def run_and_count(self: Any, micro_batches: Any) -> Any:
+            nonlocal passes
+            passes = passes_of(self, micro_batches)
+            return run(self, micro_batches)
+
+        return run_and_count
+
+    steps.token_loss_sum = loss_mean
+    steps._loss_weight = lambda target_tokens, layout: torch.tensor(1 / passes)
+    steps.DataParallelStep.run = counting(run_step, lambda self, micro_batches: len(micro_batches))
+    steps.PipelineStep.run = counting(run_pipeline, lambda self, micro_batches: self._num_micro_batches)
+
+
 def resave(folder: Path) -> None:
     """Have a resumed run's checkpoint manager save at once, below ``folder``."""
     from colossal_llama.checkpoint.manager import CheckpointManager
@@ -229,6 +327,13 @@ def undo(name: str) -> None:
 
         load = loader.load_model
         loader.load_model = lambda folder, flag, precision, attention: load(folder, flag, precision, "sdpa")
+    elif name == "policies":
+        from colossal_llama.plugins import models
+
+        models._check_policy = lambda *args: None
+        models._refuse_architecture = lambda *args: None
+    elif name == "weighting":
+        weigh_by_means()
     elif hasattr(upstream_fixes, name):
         setattr(upstream_fixes, name, lambda: None)
     else:
