@@ -113,6 +113,7 @@ PLUGINS.add(
         check=_check,
         layout=_layout,
         shards_attention=True,
+        rewrites_model=True,
         weight_form=_weight_form,
     ),
 )
