@@ -115,6 +115,7 @@ class PluginSpec:
         clips_gradients: the plugin clips; otherwise the step does.
         can_skip_sync: supports ``no_sync``, so that accumulation communicates once.
         shards_attention: Colossal-AI replaces the attention and brings its own flash attention.
+        evaluates_untrained: the model can be evaluated before its first training step.
         rewrites_model: Colossal-AI changes the model by a policy for its architecture.
         cannot_train: architectures (``model_type``) that fail in the plugin, in every layout.
         weight_form: what the optimizer sees of a weight matrix: :data:`constants.WHOLE` and its like.
@@ -128,6 +129,7 @@ class PluginSpec:
     clips_gradients: bool = True
     can_skip_sync: bool = False
     shards_attention: bool = False
+    evaluates_untrained: bool = True
     rewrites_model: bool = False
     cannot_train: frozenset[str] = frozenset()
     weight_form: Callable[[PluginOptions], str] = shows_whole_weights
