@@ -72,6 +72,51 @@ class ParallelLayout:
     is_last_stage: bool = True
 
 
+@dataclass(frozen=True)
+class Placement:
+    """What a plugin keeps in memory, for estimates before anything runs.
+
+    Attributes:
+        weight_bytes, gradient_bytes, optimizer_bytes: for each parameter; the optimizer's are AdamW's two fp32 moments
+            and the fp32 master, where there is one.
+        weights_over, frozen_over, gradients_over, optimizer_over: ranks that share one copy of them; ``frozen_over`` is
+            for weights that are not trained.
+        bucket_bytes: for each trained parameter, of buffers that gradients are reduced in.
+        cast_bytes: for each parameter, of half-precision copies that autocast makes.
+        residual_bytes: for each element of the residual stream, if wider than the precision (autocast adds in fp32).
+        optimizer_on_host: optimizer states are in host memory.
+    """
+
+    weight_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int
+    weights_over: int = 1
+    frozen_over: int = 1
+    gradients_over: int = 1
+    optimizer_over: int = 1
+    bucket_bytes: int = 0
+    cast_bytes: int = 0
+    residual_bytes: int = 0
+    optimizer_on_host: bool = False
+
+
+PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+MOMENTS_BYTES, MASTER_BYTES = 8, 4
+
+
+def whole_placement(options: PluginOptions, world_size: int) -> Placement:
+    """The placement of plain data parallelism: everything whole on every rank, fp32 weights under autocast."""
+    autocast = options.precision != "fp32"
+    return Placement(
+        weight_bytes=4,
+        gradient_bytes=4,
+        optimizer_bytes=MOMENTS_BYTES,
+        bucket_bytes=4,
+        cast_bytes=2 if autocast else 0,
+        residual_bytes=4,
+    )
+
+
 def world_layout(plugin: Any, options: PluginOptions) -> ParallelLayout:
     """The layout of plain data parallelism: every rank has its own rows."""
     import torch.distributed as dist
@@ -96,6 +141,7 @@ class PluginSpec:
         clips_gradients: the plugin clips; otherwise the step does.
         can_skip_sync: supports ``no_sync``, so that accumulation communicates once.
         shards_attention: Colossal-AI replaces the attention and brings its own flash attention.
+        placement: what it keeps in memory, given the world size.
     """
 
     summary: str
@@ -106,6 +152,7 @@ class PluginSpec:
     clips_gradients: bool = True
     can_skip_sync: bool = False
     shards_attention: bool = False
+    placement: Callable[[PluginOptions, int], Placement] = whole_placement
 
 
 PLUGINS: Registry[PluginSpec] = Registry("plugin")

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from colossal_llama.errors import UserError
-from colossal_llama.plugins.base import PLUGINS, ParallelLayout, PluginOptions, PluginSpec, refuse_lora
+from colossal_llama.plugins.base import (
+    MASTER_BYTES,
+    MOMENTS_BYTES,
+    PLUGINS,
+    PRECISION_BYTES,
+    ParallelLayout,
+    Placement,
+    PluginOptions,
+    PluginSpec,
+    refuse_lora,
+)
 
 INITIAL_LOSS_SCALE = 2**16
 
@@ -97,6 +107,20 @@ def _layout(plugin: Any, options: PluginOptions) -> ParallelLayout:
     )
 
 
+def _placement(options: PluginOptions, world_size: int) -> Placement:
+    # ZeRO shards over data parallel and sequence parallel ranks together.
+    replicas = world_size // (options.tp * options.pp)
+    width = PRECISION_BYTES[options.precision]
+    return Placement(
+        weight_bytes=width,
+        gradient_bytes=width,
+        optimizer_bytes=MOMENTS_BYTES + (MASTER_BYTES if options.precision != "fp32" else 0),
+        gradients_over=replicas if options.zero_stage == 2 else 1,
+        optimizer_over=replicas if options.zero_stage > 0 else 1,
+        optimizer_on_host=options.cpu_offload and options.zero_stage > 0,
+    )
+
+
 PLUGINS.add(
     "3d",
     PluginSpec(
@@ -105,5 +129,6 @@ PLUGINS.add(
         check=_check,
         layout=_layout,
         shards_attention=True,
+        placement=_placement,
     ),
 )
