@@ -37,7 +37,7 @@ def run_stages(config: RunStagesConfig) -> None:
     from colossal_llama.stages.runner import PlanRunner
 
     check_launch(plan)
-    check_reachable(plan.hosts, plan.launcher.ssh_port or 22)
+    check_reachable(plan.hosts, plan.launcher.ssh_port)
     summaries = PlanRunner(plan, config.overwrite).run()
     for summary in summaries:
         print(summary.line)

@@ -69,7 +69,7 @@ class LauncherSettings:
     host: str | None = flag(None, help="host names with commas between them, instead of a hostfile")
     master_addr: str | None = flag(None, help="address of the first host; unset: its name")
     master_port: int = flag(0, help="port on the first host; 0: one that is free on this machine")
-    ssh_port: int = flag(22, help="port of the ssh servers on the other hosts")
+    ssh_port: int | None = flag(None, help="of the other hosts; unset: ~/.ssh/config's, else 22")
 
     def __post_init__(self) -> None:
         """Refuse values that cannot work.
@@ -81,9 +81,9 @@ class LauncherSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name} must be at least 1, not {value}")
-        for name, least in (("master_port", 0), ("ssh_port", 1)):
-            if not least <= getattr(self, name) <= 65_535:
-                raise UserError(f"{name} must be a port, not {getattr(self, name)}")
+        for name, port, least in (("master_port", self.master_port, 0), ("ssh_port", self.ssh_port, 1)):
+            if port is not None and not least <= port <= 65_535:
+                raise UserError(f"{name} must be a port, not {port}")
         if self.hostfile is not None and self.host is not None:
             raise UserError("give hostfile or host, not both")
         if self.hostfile is None and self.num_nodes is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from colossal_llama.errors import UserError
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "0.0.0.0")
 SECONDS_TO_REACH = 10.0
+SSH_CONFIG = Path("~/.ssh/config")
+SSH_PORT = 22
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,11 @@ def _refuse_doubles(hosts: Sequence[Host]) -> None:
         first[host.name] = host
 
 
-def check_reachable(hosts: Sequence[Host], ssh_port: int, seconds: float = SECONDS_TO_REACH) -> None:
+def check_reachable(hosts: Sequence[Host], ssh_port: int | None, seconds: float = SECONDS_TO_REACH) -> None:
     """Look whether every name resolves and every host that is not this one answers on its ssh port.
 
-    All hosts are tried at once, and no longer than ``seconds`` together.
+    All hosts are tried at once, and no longer than ``seconds`` together. Names, ports and proxies of ``~/.ssh/config``
+    count; what is reached through a proxy is not tried.
 
     Raises:
         UserError: names every host that cannot be reached, with the reason.
@@ -99,16 +102,29 @@ def check_reachable(hosts: Sequence[Host], ssh_port: int, seconds: float = SECON
         raise UserError(f"cannot reach {'; '.join(unreachable)}. Training needs every host by ssh without a password")
 
 
-def _obstacle(name: str, ssh_port: int, seconds: float) -> str | None:
+def ssh_address(name: str, ssh_port: int | None, config: Path = SSH_CONFIG) -> tuple[str, int] | None:
+    """Host name and port that ssh connects to for ``name``, or None where it goes through a proxy."""
+    found: Mapping[str, str] = {}
+    if config.expanduser().is_file():
+        from paramiko import SSHConfig
+
+        found = SSHConfig.from_path(str(config.expanduser())).lookup(name)
+    if "proxycommand" in found or "proxyjump" in found:
+        return None
+    return found.get("hostname", name), ssh_port or int(found.get("port", SSH_PORT))
+
+
+def _obstacle(name: str, ssh_port: int | None, seconds: float) -> str | None:
     """Why ``colossalai run`` cannot start processes on a host, or None."""
-    if name in LOCAL_NAMES:
+    if name in LOCAL_NAMES or _is_this_machine(name, ssh_port):
+        return None
+    target = ssh_address(name, ssh_port)
+    if target is None:
         return None
     try:
-        addresses = socket.getaddrinfo(name, ssh_port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(*target, type=socket.SOCK_STREAM)
     except OSError as error:
         return f"the name does not resolve ({error.strerror or error})"
-    if _is_this_machine(name, ssh_port):
-        return None
     reason = ""
     for family, kind, protocol, _, address in addresses:
         try:
@@ -118,12 +134,13 @@ def _obstacle(name: str, ssh_port: int, seconds: float) -> str | None:
                 return None
         except OSError as error:
             reason = error.strerror or str(error)
-    return f"no ssh server on port {ssh_port} ({reason})"
+    return f"no ssh server on port {target[1]} ({reason})"
 
 
-def _is_this_machine(name: str, ssh_port: int) -> bool:
+def _is_this_machine(name: str, ssh_port: int | None) -> bool:
     """Colossal-AI's own rule for hosts that it needs no ssh for (colossalai/cli/launcher/hostinfo.py)."""
+    port = ssh_port or SSH_PORT
     try:
-        return socket.getaddrinfo(socket.gethostname(), ssh_port) == socket.getaddrinfo(socket.getfqdn(name), ssh_port)
+        return socket.getaddrinfo(socket.gethostname(), port) == socket.getaddrinfo(socket.getfqdn(name), port)
     except OSError:
         return False

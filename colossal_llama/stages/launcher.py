@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -34,6 +35,7 @@ and the backward pass took 3.4 instead of 2.9 seconds. Other C libraries ignore 
 SECONDS_TO_END = 60.0
 """What a training gets after a signal: torchrun waits 30 seconds for its processes, then kills them."""
 
+POLL_SECONDS = 0.1
 LOG_TAIL_BYTES = 65_536
 
 
@@ -130,20 +132,20 @@ def run_logged(command: Sequence[str], log: Path, environment: dict[str, str], k
         keep_open: file descriptors that the command inherits.
     """
     with log.open("ab") as file:
-        process = subprocess.Popen(
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            pass_fds=keep_open,
-            start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which passes it on once
-        )
-        pump = threading.Thread(target=_copy_output, args=(process.stdout, file), daemon=True)
-        pump.start()
-        with _SignalRelay(process) as relay:
-            code = process.wait()
-            relay.wait_for_family()
+        with _SignalRelay() as relay:
+            process = subprocess.Popen(
+                list(command),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                pass_fds=keep_open,
+                start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which passes it on once
+            )
+            relay.watch(process)
+            pump = threading.Thread(target=_copy_output, args=(process.stdout, file), daemon=True)
+            pump.start()
+            code = relay.wait()
         pump.join(5.0)
     return Ended(code, relay.signal)
 
@@ -152,8 +154,9 @@ def _copy_output(source: IO[bytes], log: IO[bytes]) -> None:
     while chunk := source.read1():  # type: ignore[attr-defined]
         log.write(chunk)
         log.flush()
-        sys.stdout.buffer.write(chunk)
-        sys.stdout.buffer.flush()
+        with contextlib.suppress(OSError):  # whoever read it has gone; the training goes on and the log has it all
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
 
 
 class _SignalRelay:
@@ -163,8 +166,8 @@ class _SignalRelay:
     above it does not wait for that, so its descendants are remembered when the signal comes and waited for here.
     """
 
-    def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        self._process = process
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
         self._family: list[psutil.Process] = []
         self._old: dict[int, Any] = {}
         self.signal: int | None = None
@@ -183,18 +186,42 @@ class _SignalRelay:
             self._kill_family()
             return
         self.signal = number
+        if self._process is not None:
+            self._tell(self._process, number)
+
+    def watch(self, process: subprocess.Popen[bytes]) -> None:
+        """Pass signals on to ``process`` from now on, and one that came while it was being started."""
+        self._process = process
+        if self.signal is not None:
+            self._tell(process, self.signal)
+
+    def _tell(self, process: subprocess.Popen[bytes], number: int) -> None:
         try:
-            self._family = psutil.Process(self._process.pid).children(recursive=True)
-            os.killpg(self._process.pid, number)
+            own = psutil.Process(process.pid)
+            self._family = [own, *own.children(recursive=True)]
+            os.killpg(process.pid, number)
         except (psutil.NoSuchProcess, ProcessLookupError):
             pass  # it has ended by itself
 
-    def wait_for_family(self) -> None:
-        """Wait for what the process had started when a signal came, and kill what is left after a while."""
-        deadline = time.monotonic() + SECONDS_TO_END
-        while any(_lives(member) for member in self._family) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        self._kill_family()
+    def wait(self) -> int:
+        """Wait for the process, and after a signal for all it had started; what is left after a while is killed.
+
+        Returns:
+            The process's exit code.
+        """
+        assert self._process is not None
+        deadline = None
+        while True:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=POLL_SECONDS)
+            if self.signal is not None:
+                deadline = deadline or time.monotonic() + SECONDS_TO_END
+                if time.monotonic() > deadline:
+                    self._kill_family()
+            if self._process.returncode is not None and not any(_lives(member) for member in self._family):
+                return self._process.returncode
+            if self._process.returncode is not None:
+                time.sleep(POLL_SECONDS)
 
     def _kill_family(self) -> None:
         for member in self._family:

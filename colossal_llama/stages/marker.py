@@ -65,11 +65,7 @@ def stage_inputs(stage: StageRecipe, start: str) -> dict[str, str]:
 
 def differences(old: Marker, settings: dict[str, Any], inputs: dict[str, str]) -> list[str]:
     """What differs from the time of ``old``, in words; flags that did not exist then count with their defaults."""
-    defaults = {
-        entry.name: entry.default
-        for entry in dataclasses.fields(TrainConfig)
-        if entry.default is not dataclasses.MISSING
-    }
+    defaults = dataclasses.asdict(TrainConfig(pretrained="", dataset=[""]))
     changed = []
     for key, value in settings.items():
         before = old.settings.get(key, defaults.get(key))

@@ -24,7 +24,6 @@ def test_estimated_states_are_those_of_a_training(plugin, precision, freeze, tmp
         str(tiny_model), ["d"], plugin=plugin, mixed_precision=precision, freeze_non_embeds_params=freeze
     )
     estimate = stage_memory(config, read_model_config(tiny_model, "--pretrained"), "", processes=2)
-    print(plugin, precision, freeze, measured, estimate)
     # DDP's buckets are inside its reducer, where they cannot be counted: as large as the gradients.
     gradients = estimate.gradients / 2 if plugin == "ddp" else estimate.gradients
     assert measured["weights"] == pytest.approx(estimate.weights, rel=0.01)

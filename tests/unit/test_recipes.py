@@ -15,7 +15,7 @@ from colossal_llama.config.recipe import MODEL_NAMES, RunStagesConfig, read_reci
 from colossal_llama.config.train import TrainConfig
 from colossal_llama.errors import UserError
 from colossal_llama.planning.shapes import KNOWN_SHAPES
-from colossal_llama.stages.hosts import check_reachable, parse_hosts, read_hostfile
+from colossal_llama.stages.hosts import check_reachable, parse_hosts, read_hostfile, ssh_address
 from colossal_llama.stages.launcher import Launcher
 from colossal_llama.stages.plan import make_plan
 
@@ -157,6 +157,15 @@ def test_unreachable_hosts_are_named_together() -> None:
     assert f"127.0.0.2 (host 'localhost,no-such-host.invalid,127.0.0.2'): no ssh server on port {port}" in message
     assert "localhost (" not in message
     check_reachable(parse_hosts("localhost,127.0.0.1"), port)
+
+
+def test_the_ssh_configuration_counts(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    assert ssh_address("node1", None, config) == ("node1", 22)
+    config.write_text("Host node*\n  HostName 10.0.0.1\n  Port 2222\nHost far\n  ProxyJump gate\n")
+    assert ssh_address("node1", None, config) == ("10.0.0.1", 2222)
+    assert ssh_address("node1", 23, config) == ("10.0.0.1", 23)
+    assert ssh_address("far", None, config) is None
 
 
 def test_arguments_survive_the_shell_of_the_launcher() -> None:
