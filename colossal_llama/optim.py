@@ -42,3 +42,13 @@ def build_lr_scheduler(optimizer: Any, total_steps: int, warmup_steps: int) -> A
     from torch.optim.lr_scheduler import LambdaLR
 
     return LambdaLR(optimizer, cosine_with_warmup(total_steps, warmup_steps))
+
+
+def seek_lr_scheduler(lr_scheduler: Any, step: int) -> None:
+    """Put a schedule of :func:`build_lr_scheduler` where ``step`` steps are done.
+
+    The peaks are those that the optimizer's groups were made with, so that a resumed run takes its own ``--lr``.
+    """
+    lr_scheduler.base_lrs = [group["initial_lr"] for group in lr_scheduler.optimizer.param_groups]
+    lr_scheduler.last_epoch = step - 1
+    lr_scheduler.step()

@@ -150,6 +150,8 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
     from colossal_llama.plugins.steps import Boosted, build_step
 
     setting = build_setting(config, spec, inputs, env)
+    identity = build_identity(setting)
+    check_same_run(identity, inputs)
     announce(setting)
     if config.overwrite and inputs.resume_from is None and env.is_main:
         discard_checkpoints(Path(config.save_dir))
@@ -160,14 +162,14 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
         model=model,
         optimizer=optimizer,
         lr_scheduler=lr_scheduler,
-        identity=build_identity(setting),
+        identity=identity,
         rank=env.rank,
         world_size=env.world_size,
         finish_export=finish,
         generators=attach_neftune(setting, model),
         lora=config.lora_rank > 0,
     )
-    state = start_state(inputs, manager, env)
+    state = start_state(setting, manager, identity, lr_scheduler)
     if env.is_main:
         write_config(config, Path(config.config_file))
     step = build_step(Boosted(booster, model, optimizer, setting.layout, spec, setting.options, env.device))
@@ -394,6 +396,7 @@ def build_identity(setting: Setting) -> RunIdentity:
 
     config, schedule = setting.config, setting.schedule
     is_3d = config.plugin == "3d"
+    rows = setting.rows.fingerprint()
     return RunIdentity(
         layout={
             "plugin": config.plugin,
@@ -405,9 +408,10 @@ def build_identity(setting: Setting) -> RunIdentity:
             "sp_mode": config.sp_mode if config.enable_sequence_parallelism else None,
             "zero": config.zero if is_3d else None,
         },
+        batch={"global_batch": schedule.global_batch},
         data={
             "num_samples": schedule.num_samples,
-            "global_batch": schedule.global_batch,
+            "rows": rows,
             "num_epochs": schedule.num_epochs,
             "seed": config.seed,
             # None as in checkpoints from before this flag.
@@ -418,27 +422,60 @@ def build_identity(setting: Setting) -> RunIdentity:
             "use_neft": config.use_neft,
             "lora_rank": config.lora_rank,
         },
+        defaults={"rows": rows},
     )
 
 
-def start_state(inputs: Inputs, manager: CheckpointManager, env: DistEnv) -> TrainState:
-    """A fresh state, or the one that is resumed."""
+def check_same_run(identity: RunIdentity, inputs: Inputs) -> None:
+    """Refuse to resume another run, before its model is loaded.
+
+    Raises:
+        UserError: names what differs.
+    """
+    from colossal_llama.checkpoint.manager import read_running_states
+
+    if inputs.resume_from is not None:
+        identity.check(read_running_states(inputs.resume_from), inputs.resume_from)
+
+
+def start_state(setting: Setting, manager: CheckpointManager, identity: RunIdentity, lr_scheduler: Any) -> TrainState:
+    """A fresh state, or the one that is resumed; says what a resumed run does not share with the one before."""
+    from colossal_llama.checkpoint.manager import read_running_states
+    from colossal_llama.optim import seek_lr_scheduler
     from colossal_llama.state import TrainState
 
-    if inputs.resume_from is None:
+    checkpoint, schedule, env = setting.inputs.resume_from, setting.schedule, setting.env
+    if checkpoint is None:
         return TrainState()
-    state = manager.load(inputs.resume_from)
-    env.say(f"resumed {inputs.resume_from}: epoch {state.epoch}, {state.global_step} steps done")
+    state = manager.load(checkpoint)
+    position = schedule.position(state.epoch, state.consumed_samples)
+    seek_lr_scheduler(lr_scheduler, position)
+    env.say(f"resumed {checkpoint}: epoch {state.epoch}, {state.global_step} steps done")
+    stored = read_running_states(checkpoint)
+    changes = identity.layout_changes(stored)
+    if changes:
+        env.say(
+            f"another layout of ranks ({'; '.join(changes)}): weights, optimizer and data position are kept, random "
+            "generators are seeded anew from --seed and the step"
+        )
+    batch_changes = identity.batch_changes(stored)
+    if batch_changes:
+        env.say(
+            f"another batch ({'; '.join(batch_changes)}): no row is repeated or left out, the learning rate goes on at "
+            f"{position} of {schedule.total_steps} steps of {schedule.global_batch} rows"
+        )
     return state
 
 
-def build_writers(setting: Setting, first_step: int) -> list[Any]:
+def build_writers(setting: Setting, state: TrainState) -> list[Any]:
     """Metric writers on rank 0, none elsewhere."""
     from colossal_llama.metrics.writers import JsonlWriter, ProgressWriter, TensorBoardWriter
 
     if not setting.env.is_main:
         return []
-    progress = ProgressWriter(setting.schedule.total_steps, first_step)
+    first_step = state.global_step
+    last_step = first_step + setting.schedule.remaining_steps(state.epoch, state.consumed_samples)
+    progress = ProgressWriter(last_step, first_step)
     if setting.config.benchmark:
         return [progress]
     folder = Path(setting.config.tensorboard_dir)
@@ -461,7 +498,7 @@ def fit(setting: Setting, step: TrainStep, lr_scheduler: Any, state: TrainState,
     )
     sampler = BucketSampler(rows.bucket_sizes, config.seed)
     loader = StepLoader(rows, sampler, collate, setting.schedule, setting.layout.data_rank)
-    tracker = MetricTracker(build_writers(setting, state.global_step))
+    tracker = MetricTracker(build_writers(setting, state))
     trainer = Trainer(
         step=step,
         lr_scheduler=lr_scheduler,

@@ -41,6 +41,7 @@ def apply() -> None:
     _fix_adam_clipping_of_bf16_gradients()
     _fix_gradient_norm_of_empty_stage()
     _fix_safetensors_of_tied_weights()
+    _fix_gemini_loading_of_step_counts()
     _applied = True
 
 
@@ -181,3 +182,24 @@ def _fix_safetensors_of_tied_weights() -> None:
         save(state_dict, checkpoint_file_path, use_safetensors)
 
     utils.save_state_dict = save_without_aliases
+
+
+def _fix_gemini_loading_of_step_counts() -> None:
+    """zero/gemini/gemini_optimizer.py:755: loading asserts that every state is a tensor, as Gemini's own checkpoints
+    have it, but the step counts in those of the other plugins are integers.
+
+    They become tensors first.
+    """
+    import torch
+    from colossalai.zero.gemini.gemini_optimizer import GeminiOptimizer
+
+    load = GeminiOptimizer.load_single_param_states
+
+    def load_tensors(self: Any, param_id: int, saved_states: dict[str, Any]) -> None:
+        tensors = {
+            name: value if isinstance(value, torch.Tensor) else torch.tensor(float(value))
+            for name, value in saved_states.items()
+        }
+        load(self, param_id, tensors)
+
+    GeminiOptimizer.load_single_param_states = load_tensors

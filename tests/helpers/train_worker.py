@@ -6,6 +6,8 @@ DUMP_STATE_BYTES=FILE  after training, write rank 0's bytes of weights, gradient
 SLOW_RANK=1            that rank starts writing its part of a checkpoint two seconds late
 UNDO=name,...          take single remedies out, to show what goes wrong without them
 NO_DROPOUT=1           LoRA without dropout, so that runs can be compared
+RESAVE=FOLDER          a resumed run first saves what it has loaded below FOLDER
+LOG_ROWS=FOLDER        each rank writes the numbers of the rows it reads to a file there, one a line
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from colossal_llama.commands import train as command
@@ -107,6 +110,10 @@ def install_hooks() -> None:
         delay_saving(rank)
     if os.environ.get("NO_DROPOUT"):
         lora.LORA_DROPOUT = 0.0
+    if folder := os.environ.get("RESAVE"):
+        resave(Path(folder))
+    if folder := os.environ.get("LOG_ROWS"):
+        log_rows(Path(folder))
     for name in filter(None, os.environ.get("UNDO", "").split(",")):
         undo(name)
     if path := os.environ.get("DUMP_LOGITS"):
@@ -139,6 +146,43 @@ def delay_saving(rank: str) -> None:
         save(*args)
 
     manager.save_masters = save_late
+
+
+def resave(folder: Path) -> None:
+    """Have a resumed run's checkpoint manager save at once, below ``folder``."""
+    from colossal_llama.checkpoint.manager import CheckpointManager
+
+    load = CheckpointManager.load
+
+    def load_and_save(self: Any, source: Path) -> Any:
+        state = load(self, source)
+        save_dir, self._save_dir = self._save_dir, folder
+        self.save(state)
+        self._save_dir = save_dir
+        return state
+
+    CheckpointManager.load = load_and_save
+
+
+def log_rows(folder: Path) -> None:
+    from colossal_llama.data.dataset import PackedDataset
+    from colossal_llama.data.loader import StepLoader
+
+    read = PackedDataset.__getitem__
+    epoch = StepLoader.epoch
+
+    def start(self: Any, *args: Any) -> Any:
+        file = (folder / f"rank-{os.environ['RANK']}.txt").open("a", buffering=1)
+
+        def read_and_log(rows: Any, index: int) -> Any:
+            file.write(f"{index}\n")
+            return read(rows, index)
+
+        PackedDataset.__getitem__ = read_and_log  # only now: what is read before is not trained on
+        yield from epoch(self, *args)
+        PackedDataset.__getitem__ = read
+
+    StepLoader.epoch = start
 
 
 def undo(name: str) -> None:
