@@ -13,8 +13,9 @@ from colossal_llama.config.recipe import Recipe, StageRecipe, train_flags
 from colossal_llama.config.train import TrainConfig
 from colossal_llama.constants import MANIFEST_FILE
 from colossal_llama.data.manifest import read_manifest
+from colossal_llama.metrics.flops import flops_per_token
 from colossal_llama.model.loader import read_model_config
-from colossal_llama.planning.flops import flops_per_token, training_seconds
+from colossal_llama.planning.duration import training_seconds
 from colossal_llama.planning.memory import MemoryEstimate, Workload, estimate_memory
 from colossal_llama.planning.shapes import KNOWN_SHAPES, ModelShape
 from colossal_llama.plugins import PLUGINS, PluginOptions, build_options

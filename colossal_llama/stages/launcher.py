@@ -236,13 +236,17 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def training_exit_code(log: Path) -> int | None:
+def training_exit_code(log: Path, start: int) -> int | None:
     """The exit code of the first training process that failed, as torchrun reports it in the log's end, or None.
 
     ``colossalai run`` itself gives 1 whatever the training's exit code is.
+
+    Args:
+        log: file that the run's output was appended to.
+        start: its size before.
     """
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
+        file.seek(max(start, log.stat().st_size - LOG_TAIL_BYTES))
         tail = file.read().decode("utf-8", errors="replace")
     found = re.findall(r"exitcode\s*:\s*(-?\d+)", tail)
     return int(found[-1]) if found else None

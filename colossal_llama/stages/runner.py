@@ -129,14 +129,14 @@ class PlanRunner:
         log = folder / LOG_FILE
         print(f"== stage {stage.name}: {f'goes on from {resumed}' if resumed else 'starts'}", flush=True)
         print("$ " + shlex.join(command), flush=True)
-        started = time.perf_counter()
+        started, log_start = time.perf_counter(), log.stat().st_size if log.exists() else 0
         environment = command_environment(training_environment(launcher.nproc_per_node))
         ended = run_logged(command, log, environment, keep_open=[self._lock])
         if ended.signal is not None:
             print(f"== stage {stage.name}: stopped by signal {ended.signal}; run the same command to go on", flush=True)
             raise SystemExit(128 + ended.signal)
         if ended.code:
-            code = training_exit_code(log) or ended.code
+            code = training_exit_code(log, log_start) or ended.code
             raise UserError(
                 f"stage {stage.name} failed with exit code {code} after {time.perf_counter() - started:.0f} seconds; "
                 f"log: {log}. Mend it and run the same command to go on"

@@ -9,7 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from colossal_llama.config.train import TrainConfig
 from colossal_llama.errors import UserError
-from colossal_llama.planning.flops import flops_per_token, training_seconds
+from colossal_llama.metrics.flops import flops_per_token
+from colossal_llama.planning.duration import training_seconds
 from colossal_llama.planning.memory import (
     Workload,
     estimate_memory,
