@@ -7,7 +7,8 @@ def training_seconds(flops: float, devices: int, peak_tflops: float, mfu: float)
     """Seconds that ``flops`` take: ``flops / (devices * peak * MFU)``.
 
     MFU is the model FLOPs utilisation of PaLM (Chowdhery et al. 2022, appendix B): the share of the peak that goes into
-    :func:`metrics.flops.flops_per_token`. What gradient checkpointing computes again is no model FLOP, so it lowers the MFU instead.
+    :func:`metrics.flops.flops_per_token`. What gradient checkpointing computes again is no model FLOP, so it lowers the
+    MFU instead.
 
     Args:
         flops: of the whole training, all devices together.
