@@ -24,6 +24,12 @@ FREE_SETTINGS = (
 """Flags that may change without the stage becoming another one: where things lie (their content is compared instead)
 and when checkpoints are written."""
 
+LAYOUT_SETTINGS = (
+    "processes", "plugin", "tp", "pp", "sp", "enable_sequence_parallelism", "sp_mode", "zero", "zero_cpu_offload",
+    "micro_batch_size", "accumulation_steps", "microbatch_size", "use_grad_checkpoint", "use_flash_attn",
+)  # fmt: skip
+"""What train.py accepts another value of when it resumes a checkpoint; free while a stage is not finished."""
+
 COMPARED_SUFFIXES = (".arrow", ".safetensors", ".bin", ".model", ".json")
 NOT_COMPARED = ("state.json", "dataset_info.json", "stage.json")
 """``datasets`` writes random fingerprints and cache names into its two."""
@@ -64,12 +70,15 @@ def stage_inputs(stage: StageRecipe, start: str) -> dict[str, str]:
 
 
 def differences(old: Marker, settings: dict[str, Any], inputs: dict[str, str]) -> list[str]:
-    """What differs from the time of ``old``, in words; flags that did not exist then count with their defaults."""
+    """What differs from the time of ``old``, in words; flags that did not exist then count with their defaults.
+
+    While a stage is not finished, :data:`LAYOUT_SETTINGS` may differ.
+    """
     defaults = dataclasses.asdict(TrainConfig(pretrained="", dataset=[""]))
     changed = []
     for key, value in settings.items():
         before = old.settings.get(key, defaults.get(key))
-        if before != value:
+        if before != value and (old.finished or key not in LAYOUT_SETTINGS):
             changed.append(f"{key} was {before}, now {value}")
     if list(old.inputs.values()) != list(inputs.values()):
         changed += [f"{name} is new" for name in inputs if name not in old.inputs]

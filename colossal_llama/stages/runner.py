@@ -76,19 +76,14 @@ class PlanRunner:
         inputs = stage_inputs(stage, start)
         marker = read_marker(folder)
         self._refuse_strangers(stage, folder, marker)
-        if marker is not None and marker.finished and not (folder / MODELING).is_dir():
-            raise UserError(
-                f"stage {stage.name}: finished before, but {folder / MODELING} is gone; delete {folder} to train the "
-                "stage again"
-            )
         if marker is not None:
             marker = self._unless_changed(stage, folder, marker, settings, inputs)
         if marker is not None and marker.finished:
             print(f"== stage {stage.name}: done before", flush=True)
             return marker
-        if marker is None:
-            marker = Marker(uuid.uuid4().hex, finished=False, settings=settings, inputs=inputs)
-            write_marker(marker, folder)
+        run = uuid.uuid4().hex if marker is None else marker.run
+        marker = Marker(run, finished=False, settings=settings, inputs=inputs)
+        write_marker(marker, folder)
         self._train(stage, folder)
         marker.finished, marker.summary = True, asdict(summarise(stage.name, folder))
         write_marker(marker, folder)
@@ -107,6 +102,8 @@ class PlanRunner:
     ) -> Marker | None:
         """The marker of a stage that is still the same one, or None when it is to be trained from its start."""
         changed = differences(marker, settings, inputs)
+        if marker.finished and not (folder / MODELING).is_dir():
+            changed.append(f"{folder / MODELING} is gone")
         if not changed:
             return marker
         worth_keeping = marker.finished or existing_checkpoints(folder)

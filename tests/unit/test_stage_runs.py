@@ -140,6 +140,12 @@ def test_differences_are_named_and_places_do_not_count(tmp_path: Path) -> None:
     assert differences(marker, old, {"dataset d": "1"}) == ["dataset e is gone"]
     assert differences(marker, old, {"dataset e": "2", "dataset d": "1"}) == ["the order of the datasets changed"]
     assert differences(marker, old, {"dataset moved": "1", "dataset e": "2"}) == []
+    other_layout = old | {"processes": 4, "plugin": "zero2"}
+    assert differences(marker, other_layout, marker.inputs) == [
+        "processes was 2, now 4",
+        "plugin was gemini, now zero2",
+    ]
+    assert differences(Marker("run", False, old, marker.inputs), other_layout, marker.inputs) == []
     without = Marker("run", True, {key: value for key, value in old.items() if key != "use_neft"}, marker.inputs)
     assert differences(without, old, marker.inputs) == []
 
