@@ -24,9 +24,10 @@ FREE_SETTINGS = (
 """Flags that may change without the stage becoming another one: where things lie (their content is compared instead)
 and when checkpoints are written."""
 
-LAYOUT_SETTINGS = (
+RESUMABLE_SETTINGS = (
     "processes", "plugin", "tp", "pp", "sp", "enable_sequence_parallelism", "sp_mode", "zero", "zero_cpu_offload",
-    "micro_batch_size", "accumulation_steps", "microbatch_size", "use_grad_checkpoint", "use_flash_attn",
+    "micro_batch_size", "accumulation_steps", "microbatch_size", "mixed_precision", "use_grad_checkpoint",
+    "use_flash_attn", "lr", "weight_decay", "warmup_steps", "gradient_clipping",
 )  # fmt: skip
 """What train.py accepts another value of when it resumes a checkpoint; free while a stage is not finished."""
 
@@ -72,13 +73,13 @@ def stage_inputs(stage: StageRecipe, start: str) -> dict[str, str]:
 def differences(old: Marker, settings: dict[str, Any], inputs: dict[str, str]) -> list[str]:
     """What differs from the time of ``old``, in words; flags that did not exist then count with their defaults.
 
-    While a stage is not finished, :data:`LAYOUT_SETTINGS` may differ.
+    While a stage is not finished, :data:`RESUMABLE_SETTINGS` may differ.
     """
     defaults = dataclasses.asdict(TrainConfig(pretrained="", dataset=[""]))
     changed = []
     for key, value in settings.items():
         before = old.settings.get(key, defaults.get(key))
-        if before != value and (old.finished or key not in LAYOUT_SETTINGS):
+        if before != value and (old.finished or key not in RESUMABLE_SETTINGS):
             changed.append(f"{key} was {before}, now {value}")
     if list(old.inputs.values()) != list(inputs.values()):
         changed += [f"{name} is new" for name in inputs if name not in old.inputs]
