@@ -3,7 +3,7 @@
 Layout of ``<save_dir>/epoch-E_step-S/``, upstream's with additions:
 
 - ``modeling/``: weights in safetensors shards, configuration, tokenizer; opens with plain transformers
-- ``optimizer/``: the Booster's optimizer shards
+- ``optimizer/``: the optimizer's state: the Booster's shards, or a file of each rank
 - ``lr_scheduler``: the schedule's state
 - ``running_states.json``: :class:`state.TrainState`, the layout of the ranks and the data it belongs to
 - ``masters/``: fp32 master weights, in pieces; ``rng/``: generator states per rank; ``loss_scale.pt`` (fp16)
@@ -21,6 +21,7 @@ from typing import Any
 
 from colossal_llama.atomic import publish_directory
 from colossal_llama.checkpoint.masters import MASTERS, MODELING, load_masters, save_masters
+from colossal_llama.checkpoint.optimizer_state import OptimizerStore
 from colossal_llama.checkpoint.resharding import check_reshardable, keeping_settings, restore_step_counts
 from colossal_llama.checkpoint.rng import load_rng, reseed_rng, save_rng
 from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE
@@ -33,8 +34,6 @@ RUNNING_STATES = "running_states.json"
 RNG = "rng"
 LOSS_SCALE = "loss_scale.pt"
 
-OPTIMIZER_SHARD_MIB = 1024
-
 
 @dataclass(frozen=True)
 class RunIdentity:
@@ -45,7 +44,7 @@ class RunIdentity:
             and ``checkpoint.resharding``.
         batch: rows of an optimizer step; another number is fine, because the data order does not depend on it.
         data: rows, epochs and seed, in which the consumed samples are counted; must be the same.
-        trained: what is trained (frozen parts, LoRA rank); must be the same.
+        trained: what is trained (frozen parts, LoRA rank) and how; must be the same.
         defaults: values of ``data`` and ``trained`` for checkpoints of older versions, which lack them.
     """
 
@@ -164,6 +163,7 @@ class CheckpointManager:
         rank, world_size: of this process.
         finish_export: called on rank 0 with each modeling folder, to put tokenizer and such beside the weights.
         generators: further random generators to save, by name.
+        store: writes and reads the optimizer's state.
         lora: save adapters instead of the whole weights.
     """
 
@@ -179,6 +179,7 @@ class CheckpointManager:
         world_size: int,
         finish_export: Callable[[Path], None],
         generators: dict[str, Any],
+        store: OptimizerStore,
         lora: bool = False,
     ) -> None:
         self._save_dir = save_dir
@@ -191,6 +192,7 @@ class CheckpointManager:
         self._world_size = world_size
         self._finish_export = finish_export
         self._generators = generators
+        self._store = store
         self._lora = lora
 
     def save(self, state: TrainState) -> Path:
@@ -232,7 +234,7 @@ class CheckpointManager:
         if not same_layout:
             check_reshardable(folder / OPTIMIZER, folder)
         with keeping_settings(self._optimizer):
-            self._booster.load_optimizer(_stored_optimizer(self._optimizer), str(folder / OPTIMIZER))
+            self._store.load(self._optimizer, folder / OPTIMIZER)
         restore_step_counts(self._optimizer)
         self._booster.load_lr_scheduler(self._lr_scheduler, str(folder / LR_SCHEDULER))
         load_masters(self._model, self._optimizer, folder, same_layout)
@@ -267,9 +269,7 @@ class CheckpointManager:
             self._finish_export(folder)
 
     def _write_optimizer(self, folder: Path) -> None:
-        self._booster.save_optimizer(
-            _stored_optimizer(self._optimizer), str(folder / OPTIMIZER), shard=True, size_per_shard=OPTIMIZER_SHARD_MIB
-        )
+        self._store.save(self._optimizer, folder / OPTIMIZER)
         self._booster.save_lr_scheduler(self._lr_scheduler, str(folder / LR_SCHEDULER))
         save_masters(self._model, self._optimizer, folder / MASTERS, self._rank, self._world_size)
         save_rng(folder / RNG, self._rank, self._generators)
@@ -295,11 +295,6 @@ class CheckpointManager:
             return
         for name, value in stored.items():
             setattr(scaler, name, value)
-
-
-def _stored_optimizer(optimizer: Any) -> Any:
-    """The wrapper whose state the Booster can store: under torch's AMP (ddp in fp16) there are two."""
-    return optimizer.optim if hasattr(optimizer.optim, "optim") else optimizer
 
 
 def _loss_scaler(optimizer: Any) -> Any:

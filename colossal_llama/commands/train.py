@@ -9,6 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colossal_llama.commands.train_update import (
+    add_adapters,
+    build_fingerprint_writer,
+    build_optimizer,
+    build_optimizer_store,
+    build_schedule,
+    check_new_rows,
+    freeze_old_rows,
+    update_settings,
+)
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.io import write_config
 from colossal_llama.config.train import TrainConfig
@@ -54,10 +64,13 @@ class Inputs:
 def train(config: TrainConfig) -> None:
     """Run one stage from configuration to exported weights."""
     from colossal_llama.distributed.launch import launch, shut_down, world_size_from_environment
+    from colossal_llama.optim import check_optimizer
     from colossal_llama.plugins import PLUGINS, build_options
 
     spec = PLUGINS.get(config.plugin)
-    spec.check(build_options(config, on_host=True, flash_attention=False), world_size_from_environment())
+    options = build_options(config, on_host=True, flash_attention=False)
+    spec.check(options, world_size_from_environment())
+    check_optimizer(config.optimizer, spec.weight_form(options), config.plugin)
     inputs = check_inputs(config)
     env = launch(config.seed)
     try:
@@ -73,10 +86,12 @@ def check_inputs(config: TrainConfig) -> Inputs:
         UserError: a folder is missing, holds the wrong thing, or would be overwritten.
     """
     from colossal_llama.checkpoint.manager import ResumePoint, existing_checkpoints, locate_checkpoint
+    from colossal_llama.model.base_fingerprint import check_base
     from colossal_llama.model.loader import read_model_config
 
     pretrained = Path(config.pretrained)
     model_config = read_model_config(pretrained, "--pretrained")
+    check_new_rows(config, model_config)
     point = ResumePoint(folder=None, weights=pretrained)
     adapter = None
     if config.load_checkpoint is not None:
@@ -88,6 +103,8 @@ def check_inputs(config: TrainConfig) -> Inputs:
             raise UserError(
                 f"--load_checkpoint {adapter}: holds LoRA adapters; give the --lora_rank they were trained with"
             )
+        else:
+            check_base(adapter, pretrained, "--pretrained")
     old = existing_checkpoints(Path(config.save_dir))
     if old and point.folder is None and not config.overwrite and not config.benchmark:
         raise UserError(
@@ -168,6 +185,7 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
         finish_export=finish,
         generators=attach_neftune(setting, model),
         lora=config.lora_rank > 0,
+        store=build_optimizer_store(setting, booster),
     )
     state = start_state(setting, manager, identity, lr_scheduler)
     if env.is_main:
@@ -301,12 +319,10 @@ def announce(setting: Setting) -> None:
 def build_boosted(setting: Setting) -> tuple[Any, Any, Any, Any, Callable[[Path], None]]:
     """Booster, model, optimizer and schedule, and what completes an exported folder."""
     from colossal_llama.checkpoint.export import finish_export
-    from colossal_llama.model.lora import add_lora, bare_model
+    from colossal_llama.model.lora import bare_model
     from colossal_llama.model.rope import restore_rope_precision
-    from colossal_llama.optim import build_lr_scheduler, build_optimizer
     from colossal_llama.plugins import build_booster
 
-    config, schedule = setting.config, setting.schedule
     model = build_model(setting)
     end_token_id = adopt_chat_template(setting.tokenizer, setting.rows)
     if end_token_id is not None:
@@ -316,12 +332,13 @@ def build_boosted(setting: Setting) -> tuple[Any, Any, Any, Any, Callable[[Path]
         tokenizer=setting.tokenizer,
         generation_config=model.generation_config,
         vocab_size=setting.inputs.model_config["vocab_size"],
+        write_more=build_fingerprint_writer(setting),
     )
     booster = build_booster(setting.plugin, setting.spec, setting.options)
-    if config.lora_rank:
-        model = add_lora(booster, model, config.lora_rank, setting.inputs.adapter)
-    optimizer = build_optimizer(model.parameters(), config.lr, config.weight_decay)
-    lr_scheduler = build_lr_scheduler(optimizer, schedule.total_steps, schedule.resolved_warmup_steps)
+    model = add_adapters(setting, booster, model)
+    freeze_old_rows(setting, model)
+    optimizer = build_optimizer(setting.config, model)
+    lr_scheduler = build_schedule(setting, optimizer)
     model, optimizer, _, _, lr_scheduler = booster.boost(model, optimizer, lr_scheduler=lr_scheduler)
     restore_rope_precision(bare_model(model))
     return booster, model, optimizer, lr_scheduler, finish
@@ -421,8 +438,9 @@ def build_identity(setting: Setting) -> RunIdentity:
             "freeze_non_embeds_params": config.freeze_non_embeds_params,
             "use_neft": config.use_neft,
             "lora_rank": config.lora_rank,
+            **update_settings(config),
         },
-        defaults={"rows": rows},
+        defaults={"rows": rows, **update_settings(None)},
     )
 
 

@@ -41,6 +41,7 @@ def apply() -> None:
     _fix_adam_clipping_of_bf16_gradients()
     _fix_gradient_norm_of_empty_stage()
     _fix_safetensors_of_tied_weights()
+    _fix_padding_of_layers_that_peft_wraps()
     _fix_gemini_loading_of_step_counts()
     _applied = True
 
@@ -182,6 +183,26 @@ def _fix_safetensors_of_tied_weights() -> None:
         save(state_dict, checkpoint_file_path, use_safetensors)
 
     utils.save_state_dict = save_without_aliases
+
+
+def _fix_padding_of_layers_that_peft_wraps() -> None:
+    """shardformer/layer/linear.py:655 and embedding.py:223: without tensor parallelism, plugin ``3d`` replaces the
+    output embedding, and a tied input embedding, by layers that pad the vocabulary. They read the sizes off the layer,
+    which peft's wrapper around a layer that is trained beside adapters does not have.
+
+    Wrapped layers are kept as they are, because no padding is asked for.
+    """
+    from colossalai.shardformer.layer import PaddingEmbedding, PaddingLMHead
+    from peft.utils import ModulesToSaveWrapper
+
+    def keeping(convert: Any) -> Any:
+        def from_native_module(module: Any, *args: Any, **kwargs: Any) -> Any:
+            return module if isinstance(module, ModulesToSaveWrapper) else convert(module, *args, **kwargs)
+
+        return staticmethod(from_native_module)
+
+    for layer_class in (PaddingEmbedding, PaddingLMHead):
+        layer_class.from_native_module = keeping(layer_class.from_native_module)
 
 
 def _fix_gemini_loading_of_step_counts() -> None:

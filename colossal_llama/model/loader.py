@@ -58,7 +58,7 @@ def load_model(folder: Path, flag: str, precision: str, attn_implementation: str
 
 
 def _load_with_adapter(folder: Path, flag: str, precision: str, attn_implementation: str) -> Any:
-    from peft import PeftModel
+    from colossal_llama.model.lora import merge_adapter
 
     base = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path", "")
     if not Path(base).is_dir():
@@ -66,7 +66,7 @@ def _load_with_adapter(folder: Path, flag: str, precision: str, attn_implementat
             f"{flag} {folder}: its {ADAPTER_CONFIG_FILE} names the base model {base!r}, which is no folder here"
         )
     model = load_model(Path(base), flag, precision, attn_implementation)
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    return merge_adapter(model, folder, flag)
 
 
 def check_vocabulary(model_config: dict[str, Any], tokenizer_size: int, folder: Path) -> None:

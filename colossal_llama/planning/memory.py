@@ -31,6 +31,7 @@ class Workload:
         own_sequence_split: ranks of ``all_to_all`` sequence parallelism, which split every activation.
         in_flight: pipeline micro-batches whose activations the first stage holds at once.
         stored_scores: attention keeps its scores (eager attention), ``length ** 2`` for each head.
+        state_bytes: of the optimizer for each trained parameter; AdamW has two fp32 moments.
         trained: parameters that are trained: ``all``, ``embeddings`` or ``adapters``.
         lora_rank: of the adapters.
     """
@@ -44,6 +45,7 @@ class Workload:
     own_sequence_split: int = 1
     in_flight: int = 1
     stored_scores: bool = False
+    state_bytes: float = 8
     trained: str = "all"
     lora_rank: int = 0
 
@@ -98,7 +100,7 @@ def _of_stage(shape: ModelShape, placement: Placement, workload: Workload, first
     total, trained = parameters_of_stage(shape, workload, first, last)
     frozen = total - trained
     weights = placement.weight_bytes * (trained / placement.weights_over + frozen / placement.frozen_over)
-    states = placement.optimizer_bytes * trained / placement.optimizer_over
+    states = (placement.master_bytes + workload.state_bytes) * trained / placement.optimizer_over
     layers = math.ceil(shape.layers / workload.pp)
     tokens = workload.rows * workload.length / workload.own_sequence_split
     in_flight = workload.in_flight if first else 1

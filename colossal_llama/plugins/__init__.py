@@ -8,6 +8,7 @@ from colossal_llama.plugins.base import (
     PluginSpec,
     build_booster,
     build_options,
+    first_replica,
 )
 from colossal_llama.plugins.documents import check_document_mask
 
@@ -19,4 +20,5 @@ __all__ = [
     "build_booster",
     "build_options",
     "check_document_mask",
+    "first_replica",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from colossal_llama.constants import WHOLE
 from colossal_llama.errors import UserError
 from colossal_llama.registry import Registry
 
@@ -77,8 +78,8 @@ class Placement:
     """What a plugin keeps in memory, for estimates before anything runs.
 
     Attributes:
-        weight_bytes, gradient_bytes, optimizer_bytes: for each parameter; the optimizer's are AdamW's two fp32 moments
-            and the fp32 master, where there is one.
+        weight_bytes, gradient_bytes: for each parameter.
+        master_bytes: for each trained parameter, of the fp32 weights that the optimizer holds; its states come on top.
         weights_over, frozen_over, gradients_over, optimizer_over: ranks that share one copy of them; ``frozen_over`` is
             for weights that are not trained.
         bucket_bytes: for each trained parameter, of buffers that gradients are reduced in.
@@ -89,7 +90,7 @@ class Placement:
 
     weight_bytes: int
     gradient_bytes: int
-    optimizer_bytes: int
+    master_bytes: int = 0
     weights_over: int = 1
     frozen_over: int = 1
     gradients_over: int = 1
@@ -101,7 +102,7 @@ class Placement:
 
 
 PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-MOMENTS_BYTES, MASTER_BYTES = 8, 4
+MASTER_BYTES = 4
 
 
 def whole_placement(options: PluginOptions, world_size: int) -> Placement:
@@ -110,7 +111,6 @@ def whole_placement(options: PluginOptions, world_size: int) -> Placement:
     return Placement(
         weight_bytes=4,
         gradient_bytes=4,
-        optimizer_bytes=MOMENTS_BYTES,
         bucket_bytes=4,
         cast_bytes=2 if autocast else 0,
         residual_bytes=4,
@@ -122,6 +122,21 @@ def world_layout(plugin: Any, options: PluginOptions) -> ParallelLayout:
     import torch.distributed as dist
 
     return ParallelLayout(data_rank=dist.get_rank(), data_size=dist.get_world_size())
+
+
+def first_replica(layout: ParallelLayout) -> int:
+    """The first of the ranks with the same weights as this one, where nothing is sharded over data-parallel ranks.
+
+    They are the ranks over which gradients are averaged.
+    """
+    import torch.distributed as dist
+
+    return dist.get_global_rank(layout.token_group, 0) if layout.token_group is not None else 0
+
+
+def shows_whole_weights(options: PluginOptions) -> str:
+    """The form of weights of a plugin whose optimizer sees whole matrices."""
+    return WHOLE
 
 
 def accept_any(options: PluginOptions, world_size: int) -> None:
@@ -142,6 +157,7 @@ class PluginSpec:
         can_skip_sync: supports ``no_sync``, so that accumulation communicates once.
         shards_attention: Colossal-AI replaces the attention and brings its own flash attention.
         placement: what it keeps in memory, given the world size.
+        weight_form: what the optimizer sees of a weight matrix: :data:`constants.WHOLE` and its like.
     """
 
     summary: str
@@ -153,6 +169,7 @@ class PluginSpec:
     can_skip_sync: bool = False
     shards_attention: bool = False
     placement: Callable[[PluginOptions, int], Placement] = whole_placement
+    weight_form: Callable[[PluginOptions], str] = shows_whole_weights
 
 
 PLUGINS: Registry[PluginSpec] = Registry("plugin")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from colossal_llama.constants import CHUNKS
 from colossal_llama.plugins.base import (
     MASTER_BYTES,
-    MOMENTS_BYTES,
     PLUGINS,
     PRECISION_BYTES,
     Placement,
@@ -51,7 +51,7 @@ def _placement(options: PluginOptions, world_size: int) -> Placement:
     return Placement(
         weight_bytes=width,
         gradient_bytes=width if options.accumulation_steps > 1 else 0,
-        optimizer_bytes=MOMENTS_BYTES + MASTER_BYTES,
+        master_bytes=MASTER_BYTES,
         weights_over=world_size,
         gradients_over=world_size,
         optimizer_over=world_size,
@@ -67,5 +67,6 @@ for _name, _policy in (("gemini", "static"), ("gemini_auto", "auto")):
             check=partial(_check, name=_name),
             placement=_placement,
             shards_attention=True,
+            weight_form=lambda options: CHUNKS,
         ),
     )

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from colossal_llama.constants import FLAT, SPLIT, WHOLE
 from colossal_llama.errors import UserError
 from colossal_llama.plugins.base import (
     MASTER_BYTES,
-    MOMENTS_BYTES,
     PLUGINS,
     PRECISION_BYTES,
     ParallelLayout,
@@ -114,11 +114,18 @@ def _placement(options: PluginOptions, world_size: int) -> Placement:
     return Placement(
         weight_bytes=width,
         gradient_bytes=width,
-        optimizer_bytes=MOMENTS_BYTES + (MASTER_BYTES if options.precision != "fp32" else 0),
+        master_bytes=MASTER_BYTES if options.precision != "fp32" else 0,
         gradients_over=replicas if options.zero_stage == 2 else 1,
         optimizer_over=replicas if options.zero_stage > 0 else 1,
         optimizer_on_host=options.cpu_offload and options.zero_stage > 0,
     )
+
+
+def _weight_form(options: PluginOptions) -> str:
+    # ZeRO flattens also what it leaves on one rank.
+    if options.zero_stage > 0:
+        return FLAT
+    return SPLIT if options.tp > 1 else WHOLE
 
 
 PLUGINS.add(
@@ -130,5 +137,6 @@ PLUGINS.add(
         layout=_layout,
         shards_attention=True,
         placement=_placement,
+        weight_form=_weight_form,
     ),
 )

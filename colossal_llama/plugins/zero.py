@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from colossal_llama.constants import FLAT
 from colossal_llama.plugins.base import (
     MASTER_BYTES,
-    MOMENTS_BYTES,
     PLUGINS,
     PRECISION_BYTES,
     Placement,
@@ -36,7 +36,7 @@ def _placement(options: PluginOptions, world_size: int, cpu_offload: bool) -> Pl
     return Placement(
         weight_bytes=PRECISION_BYTES[options.precision],
         gradient_bytes=PRECISION_BYTES[options.precision],
-        optimizer_bytes=MOMENTS_BYTES + MASTER_BYTES,
+        master_bytes=MASTER_BYTES,
         gradients_over=world_size,
         optimizer_over=world_size,
         optimizer_on_host=cpu_offload,
@@ -50,5 +50,6 @@ for _name, _offload, _where in (("zero2", False, ""), ("zero2_cpu", True, ", kep
             summary=f"ZeRO-2: gradients and optimizer states sharded over the ranks{_where}",
             make=partial(_make, cpu_offload=_offload),
             placement=partial(_placement, cpu_offload=_offload),
+            weight_form=lambda options: FLAT,
         ),
     )

@@ -15,6 +15,7 @@ from colossal_llama.constants import MANIFEST_FILE
 from colossal_llama.data.manifest import read_manifest
 from colossal_llama.metrics.flops import flops_per_token
 from colossal_llama.model.loader import read_model_config
+from colossal_llama.optim import OPTIMIZERS
 from colossal_llama.planning.duration import training_seconds
 from colossal_llama.planning.memory import MemoryEstimate, Workload, estimate_memory
 from colossal_llama.planning.shapes import KNOWN_SHAPES, ModelShape
@@ -206,6 +207,7 @@ def workload_of(settings: TrainConfig, options: PluginOptions) -> Workload:
         own_sequence_split=own,
         # Sequence parallelism trains with eager attention; see distributed.upstream_fixes.
         stored_scores=options.sp_mode is not None,
+        state_bytes=OPTIMIZERS.get(settings.optimizer).state_bytes,
         trained=trained,
         lora_rank=settings.lora_rank,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from colossal_llama.config.recipe import LauncherSettings, Recipe, StageRecipe
 from colossal_llama.errors import UserError
+from colossal_llama.optim import check_optimizer
 from colossal_llama.plugins import PLUGINS, build_options
 from colossal_llama.stages.hosts import Host, parse_hosts, read_hostfile
 from colossal_llama.stages.launcher import Launcher
@@ -75,7 +76,9 @@ def check_stage(path: Path, stage: StageRecipe, processes: int) -> None:
     """
     try:
         spec = PLUGINS.get(stage.settings.plugin)
-        spec.check(build_options(stage.settings, on_host=False, flash_attention=False), processes)
+        options = build_options(stage.settings, on_host=False, flash_attention=False)
+        spec.check(options, processes)
+        check_optimizer(stage.settings.optimizer, spec.weight_form(options), stage.settings.plugin)
     except UserError as error:
         raise UserError(f"{path}: stage {stage.name}: {error}") from None
 

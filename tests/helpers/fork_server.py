@@ -27,7 +27,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.02
-PACKAGES = ("checkpoint", "data", "distributed", "metrics", "model", "plugins", "tokenizer")
+PACKAGES = ("checkpoint", "data", "distributed", "metrics", "model", "optim", "plugins", "tokenizer")
 
 
 def import_everything() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -32,11 +34,15 @@ def train_reference(
     max_norm: float = 1.0,
     weight_decay: float = 0.1,
     trainable: tuple[str, ...] = (),
+    epochs: int = 1,
+    make_optimizer: Callable[[Any], Any] | None = None,
 ) -> Reference:
-    """Train one epoch on ``part`` in the order that train.py uses, the whole global batch in one forward pass.
+    """Train on ``part`` in the order that train.py uses, the whole global batch in one forward pass.
 
     Args:
         trainable: substrings of the names of the trained parameters; empty for all.
+        epochs: passes over the part.
+        make_optimizer: makes the optimizer of the model, instead of AdamW over all trained parameters.
     """
     from transformers import AutoModelForCausalLM
 
@@ -45,13 +51,16 @@ def train_reference(
     for name, param in model.named_parameters():
         param.requires_grad = not trainable or any(text in name for text in trainable)
     rows = PackedDataset([str(part)])
-    schedule = TrainSchedule(len(rows), 1, global_batch, 1, 1)
+    schedule = TrainSchedule(len(rows), 1, global_batch, 1, epochs)
     params = [param for param in model.parameters() if param.requires_grad]
-    optimizer = torch.optim.AdamW(params, lr=lr, betas=ADAM_BETAS, weight_decay=weight_decay)
+    if make_optimizer is None:
+        optimizer = torch.optim.AdamW(params, lr=lr, betas=ADAM_BETAS, weight_decay=weight_decay)
+    else:
+        optimizer = make_optimizer(model)
     scheduler = build_lr_scheduler(optimizer, schedule.total_steps, schedule.resolved_warmup_steps)
     loader = StepLoader(rows, BucketSampler(rows.bucket_sizes, 42), PackedCollator(1, 32, "max_length"), schedule, 0)
     losses, grad_norms = [], []
-    for _, (batch,) in loader.epoch(0):
+    for _, (batch,) in (step for epoch in range(epochs) for step in loader.epoch(epoch)):
         logits = model(input_ids=batch["input_ids"]).logits
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch["targets"].flatten())
         loss.backward()

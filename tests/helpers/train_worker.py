@@ -5,7 +5,6 @@ DUMP_LOGITS=FILE       after training, write the model's logits on fixed ids (wh
 DUMP_STATE_BYTES=FILE  after training, write rank 0's bytes of weights, gradients and optimizer states to FILE (JSON)
 SLOW_RANK=1            that rank starts writing its part of a checkpoint two seconds late
 UNDO=name,...          take single remedies out, to show what goes wrong without them
-NO_DROPOUT=1           LoRA without dropout, so that runs can be compared
 RESAVE=FOLDER          a resumed run first saves what it has loaded below FOLDER
 LOG_ROWS=FOLDER        each rank writes the numbers of the rows it reads to a file there, one a line
 """
@@ -20,7 +19,6 @@ from typing import Any
 
 from colossal_llama.commands import train as command
 from colossal_llama.distributed import upstream_fixes
-from colossal_llama.model import lora
 from colossal_llama.model.lora import bare_model
 from colossal_llama.plugins import gemini
 
@@ -108,8 +106,6 @@ def install_hooks() -> None:
         gemini.CHUNK_SEARCH.update(min_chunk_size_m=0.01, search_range_m=1)
     if rank := os.environ.get("SLOW_RANK"):
         delay_saving(rank)
-    if os.environ.get("NO_DROPOUT"):
-        lora.LORA_DROPOUT = 0.0
     if folder := os.environ.get("RESAVE"):
         resave(Path(folder))
     if folder := os.environ.get("LOG_ROWS"):
@@ -199,6 +195,18 @@ def undo(name: str) -> None:
         from colossal_llama.checkpoint import manager
 
         manager._barrier = lambda: None
+    elif name == "came":
+        import dataclasses
+
+        from colossalai.nn.optimizer import CAME
+
+        from colossal_llama.optim import OPTIMIZERS
+
+        OPTIMIZERS._entries["came"] = dataclasses.replace(
+            OPTIMIZERS.get("came"),
+            make=lambda groups: CAME(groups, lr=groups[0]["lr"]),
+            works_on=OPTIMIZERS.get("hybrid_adam").works_on,
+        )
     elif name == "eager":
         from colossal_llama.model import loader
 

@@ -114,6 +114,8 @@ def test_state_bytes_of_each_plugin() -> None:
         memory = plan_memory("7b", 8, plugin=plugin, mixed_precision="bf16")
         found = (memory.weights, memory.gradients, memory.optimizer, memory.host_optimizer)
         assert found == pytest.approx((weights, gradients, optimizer, host)), plugin
+    lion = plan_memory("7b", 8, plugin="zero2", mixed_precision="bf16", optimizer="lion")
+    assert lion.optimizer == pytest.approx((4 + 4) * n / 8)
 
 
 def test_parallel_sizes_divide_what_they_split() -> None:

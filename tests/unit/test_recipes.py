@@ -95,6 +95,7 @@ def test_bad_recipes_are_refused_by_file_and_key(old: str, new: str, words: tupl
     [
         ("plugin: 3d, tp: 3", "tp * pp * sp = 3 * 1 * 1 = 3 does not divide the 4 processes"),
         ("plugin: 3d, tp: 2, pp: 4, micro_batch_size: 4", "does not divide the 4 processes"),
+        ("plugin: zero2, optimizer: came", "--optimizer came does not work with --plugin zero2"),
         ("plugin: gemini, mixed_precision: fp32", "--mixed_precision fp32 does not work with --plugin gemini"),
     ],
 )

@@ -1,5 +1,6 @@
 """What a run must share with the checkpoint it resumes, and what may change."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import torch
 
 from colossal_llama.checkpoint.manager import RunIdentity
 from colossal_llama.checkpoint.resharding import check_reshardable, keeping_settings
+from colossal_llama.commands.train_update import update_settings
+from colossal_llama.config.cli import parse_config
+from colossal_llama.config.train import TrainConfig
 from colossal_llama.errors import UserError
 
 IDENTITY = RunIdentity(
@@ -76,3 +80,45 @@ def test_the_settings_of_the_flags_outlive_the_stored_ones() -> None:
         now.load_state_dict(optimizer(0.3, 0.4).state_dict())
     assert (now.param_groups[0]["lr"], now.param_groups[0]["weight_decay"]) == (0.1, 0.2)
     assert now.param_groups[0]["eps"] == 0.15  # no flag decides it
+
+
+def identity(*flags: str) -> RunIdentity:
+    config = parse_config(TrainConfig, ["--pretrained", "m", "--dataset", "d", *flags], "")
+    trained = {"lora_rank": config.lora_rank, **update_settings(config)}
+    return RunIdentity({"plugin": "ddp"}, {"global_batch": 8}, {"seed": 1}, trained, defaults=update_settings(None))
+
+
+def test_the_same_flags_resume_after_a_round_trip_through_json() -> None:
+    flags = ("--lora_rank", "4", "--lora_target_modules", "q_proj", "v_proj", "--embedding_lr", "1e-3")
+    stored = json.loads(json.dumps(identity(*flags).content()))
+    identity(*flags).check(stored, Path("c"))
+
+
+def test_checkpoints_from_before_a_flag_resume_with_its_default_only() -> None:
+    stored = identity().content()
+    stored["trained"] = {"lora_rank": 0}
+    identity().check(stored, Path("c"))
+    with pytest.raises(UserError, match="cannot resume, optimizer was hybrid_adam, now lion"):
+        identity("--optimizer", "lion").check(stored, Path("c"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (("--optimizer", "lion"), "optimizer"),
+        (("--decay_norms_and_biases", "false"), "decay_norms_and_biases"),
+        (("--embedding_lr", "1e-3"), "own_embedding_lr"),
+        (("--freeze_old_embedding_rows", "9"), "freeze_old_embedding_rows"),
+        (("--lora_alpha", "8"), "lora_alpha"),
+    ],
+)
+def test_what_differs_in_the_update_is_named(flags: tuple[str, str], name: str) -> None:
+    with pytest.raises(UserError, match=f"cannot resume, {name} was"):
+        identity(*flags).check(identity().content(), Path("c"))
+
+
+def test_learning_rates_and_schedule_may_change() -> None:
+    stored = identity("--embedding_lr", "1e-3").content()
+    identity("--embedding_lr", "2e-3", "--lr", "1e-5", "--lr_schedule", "wsd", "--lr_floor", "0.2").check(
+        stored, Path("c")
+    )

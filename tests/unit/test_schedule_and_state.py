@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 
-from colossal_llama.optim import FINAL_LR_FRACTION, build_lr_scheduler, cosine_with_warmup, seek_lr_scheduler
+from colossal_llama.optim import DEFAULT_FLOOR, build_lr_scheduler, lr_factor, seek_lr_scheduler
 from colossal_llama.schedule import TrainSchedule
 from colossal_llama.state import TrainState
 
@@ -39,19 +39,19 @@ def test_warm_up_is_a_fortieth_of_all_steps_or_what_is_asked(samples: int, wante
 
 
 def test_learning_rate_rises_linearly_and_falls_to_the_floor() -> None:
-    factor = cosine_with_warmup(total_steps=104, warmup_steps=4)
+    factor = lr_factor("cosine", total_steps=104, warmup_steps=4)
     assert [factor(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert factor(4) == 1.0
-    assert factor(54) == pytest.approx((1 + FINAL_LR_FRACTION) / 2)
-    assert factor(104) == pytest.approx(FINAL_LR_FRACTION)
-    assert factor(10_000) == pytest.approx(FINAL_LR_FRACTION)
+    assert factor(54) == pytest.approx((1 + DEFAULT_FLOOR) / 2)
+    assert factor(104) == pytest.approx(DEFAULT_FLOOR)
+    assert factor(10_000) == pytest.approx(DEFAULT_FLOOR)
     curve = [factor(step) for step in range(4, 105)]
     assert curve == sorted(curve, reverse=True)
 
 
 def test_learning_rate_without_warm_up_and_of_a_single_step() -> None:
-    assert cosine_with_warmup(10, 0)(0) == 1.0
-    assert cosine_with_warmup(1, 0)(0) == 1.0
+    assert lr_factor("cosine", 10, 0)(0) == 1.0
+    assert lr_factor("cosine", 1, 0)(0) == 1.0
 
 
 def test_the_position_is_the_number_of_steps_while_the_global_batch_stays() -> None:
