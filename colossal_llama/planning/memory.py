@@ -3,7 +3,8 @@
 Weights, gradients and optimizer states are counted; the ways of placing them are those of ZeRO (Rajbhandari et al.
 2019, arXiv:1910.02054). Activations are counted the way of Korthikanti et al. 2022 (arXiv:2205.05198, section 4): the
 tensors that the backward pass keeps, per layer, but for the operations that transformers' Llama runs (RMSNorm, rotary
-embeddings, repeated key and value heads, gated MLP, no dropout). Not counted: what the allocator wastes, communication
+embeddings, repeated key and value heads, gated MLP, no dropout). Where layers are frozen fewer are kept, so the figure
+is then too high. Not counted: what the allocator wastes, communication
 buffers of fixed size, workspaces of kernels, masks, and CUDA's own context.
 """
 
@@ -99,7 +100,7 @@ def estimate_memory(
 def _of_stage(shape: ModelShape, placement: Placement, workload: Workload, first: bool, last: bool) -> MemoryEstimate:
     total, trained = parameters_of_stage(shape, workload, first, last)
     frozen = total - trained
-    weights = placement.weight_bytes * (trained / placement.weights_over + frozen / placement.frozen_over)
+    weights = placement.weight_bytes * (trained / placement.weights_over + frozen)
     states = (placement.master_bytes + workload.state_bytes) * trained / placement.optimizer_over
     layers = math.ceil(shape.layers / workload.pp)
     tokens = workload.rows * workload.length / workload.own_sequence_split
@@ -148,7 +149,6 @@ def layer_activation_bytes(shape: ModelShape, placement: Placement, workload: Wo
     tokens = workload.rows * workload.length / workload.own_sequence_split
     hidden, query = shape.hidden_size, shape.heads * shape.head_size
     norms = 2 * (FP32_BYTES + residual) * hidden
-    # Where the norm's result is what the projections take, no second copy of it is kept.
     inputs = 2 * size * hidden
     attention = 5 * size * query
     mlp = 4 * size * shape.intermediate_size

@@ -80,8 +80,8 @@ class Placement:
     Attributes:
         weight_bytes, gradient_bytes: for each parameter.
         master_bytes: for each trained parameter, of the fp32 weights that the optimizer holds; its states come on top.
-        weights_over, frozen_over, gradients_over, optimizer_over: ranks that share one copy of them; ``frozen_over`` is
-            for weights that are not trained.
+        weights_over, gradients_over, optimizer_over: ranks that share one copy of them; frozen weights are whole on
+            every rank.
         bucket_bytes: for each trained parameter, of buffers that gradients are reduced in.
         cast_bytes: for each parameter, of half-precision copies that autocast makes.
         residual_bytes: for each element of the residual stream, if wider than the precision (autocast adds in fp32).
@@ -92,7 +92,6 @@ class Placement:
     gradient_bytes: int
     master_bytes: int = 0
     weights_over: int = 1
-    frozen_over: int = 1
     gradients_over: int = 1
     optimizer_over: int = 1
     bucket_bytes: int = 0
@@ -102,7 +101,10 @@ class Placement:
 
 
 PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Bytes of an element of weights, gradients and activations."""
+
 MASTER_BYTES = 4
+"""Bytes of an fp32 master weight."""
 
 
 def whole_placement(options: PluginOptions, world_size: int) -> Placement:

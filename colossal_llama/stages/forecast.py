@@ -20,12 +20,12 @@ from colossal_llama.planning.duration import training_seconds
 from colossal_llama.planning.memory import MemoryEstimate, Workload, estimate_memory
 from colossal_llama.planning.shapes import KNOWN_SHAPES, ModelShape
 from colossal_llama.plugins import PLUGINS, PluginOptions, build_options
+from colossal_llama.plugins.base import PRECISION_BYTES
 from colossal_llama.schedule import TrainSchedule
 from colossal_llama.stages.launcher import TRAIN_SCRIPT
 from colossal_llama.stages.plan import StagePlan, missing_inputs
 
 GIB, MIB = 2**30, 2**20
-WIDTHS = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def workload_of(settings: TrainConfig, options: PluginOptions) -> Workload:
     workload = Workload(
         rows=settings.micro_batch_size,
         length=settings.max_length,
-        element_bytes=WIDTHS[settings.mixed_precision],
+        element_bytes=PRECISION_BYTES[settings.mixed_precision],
         tp=settings.tp,
         sequence_split=shared,
         own_sequence_split=own,
