@@ -4,8 +4,8 @@ Weights, gradients and optimizer states are counted; the ways of placing them ar
 2019, arXiv:1910.02054). Activations are counted the way of Korthikanti et al. 2022 (arXiv:2205.05198, section 4): the
 tensors that the backward pass keeps, per layer, but for the operations that transformers' Llama runs (RMSNorm, rotary
 embeddings, repeated key and value heads, gated MLP, no dropout). Where layers are frozen fewer are kept, so the figure
-is then too high. Not counted: what the allocator wastes, communication
-buffers of fixed size, workspaces of kernels, masks, and CUDA's own context.
+is then too high. Not counted: what the allocator wastes, communication buffers of fixed size, workspaces of kernels,
+masks, and CUDA's own context.
 """
 
 from __future__ import annotations
