@@ -291,7 +291,7 @@ class CheckpointManager:
             return
         stored = torch.load(path, map_location=_scaler_device(scaler), weights_only=True)
         if not same_layout:
-            _carry_scale(scaler, float(stored["_scale"]))
+            _carry_scale(scaler, stored)
             return
         for name, value in stored.items():
             setattr(scaler, name, value)
@@ -311,12 +311,17 @@ def _scaler_state(scaler: Any) -> dict[str, Any]:
     return {name: getattr(scaler, name) for name in _SCALER_FIELDS if hasattr(scaler, name)}
 
 
-def _carry_scale(scaler: Any, scale: float) -> None:
-    """Go on with another scaler's scale; the step counters, which the kinds of scalers do not share, start anew."""
+def _carry_scale(scaler: Any, stored: dict[str, Any]) -> None:
+    """Go on with another scaler's scale; the step counters, which the kinds of scalers do not share, start anew.
+
+    On a machine without a GPU torch's scaler (ddp) is switched off: it has no scale, and stores none.
+    """
+    if "_scale" not in stored or not hasattr(scaler, "_scale"):
+        return
     if scaler._scale is None:  # torch's, which makes its tensors when first used
-        scaler._init_scale = scale
+        scaler._init_scale = float(stored["_scale"])
     else:
-        scaler._scale.fill_(scale)
+        scaler._scale.fill_(float(stored["_scale"]))
 
 
 def _scaler_device(scaler: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,11 +123,12 @@ def check_same_model(expected: dict[str, Any], found: dict[str, Any], folder: Pa
     """
     keys = (
         "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "vocab_size",
+        "num_key_value_heads", "vocab_size", "num_local_experts", "n_routed_experts", "n_embd",
+        "n_inner", "n_layer", "n_head", "ffn_dim", "num_kv_heads",
     )  # fmt: skip
-    differing = [
-        f"{key} {found.get(key)} instead of {expected.get(key)}" for key in keys if found.get(key) != expected.get(key)
-    ]
+    # Saved again by transformers, a configuration has keys that it lacked before, with the values it had by default.
+    shared = [key for key in keys if key in expected and key in found]
+    differing = [f"{key} {found[key]} instead of {expected[key]}" for key in shared if found[key] != expected[key]]
     if differing:
         raise UserError(f"--load_checkpoint {folder}: a checkpoint of another model: {', '.join(differing)}")
 
@@ -198,12 +199,14 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
 
 def build_setting(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEnv) -> Setting:
     """Everything that must exist before the model is loaded."""
-    from colossal_llama.plugins import build_options, check_document_mask
+    from colossal_llama.plugins import build_options, check_document_mask, check_model, read_architecture
     from colossal_llama.schedule import TrainSchedule
 
     options = build_options(config, on_host=env.device == "cpu", flash_attention=use_flash_attention(config, env))
+    architecture = read_architecture(config.pretrained, inputs.model_config)
+    check_model(config.plugin, spec, options, config.pretrained, architecture, config.max_length)
     plugin = spec.make(options)
-    layout = spec.layout(plugin, options)
+    layout = replace(spec.layout(plugin, options), vocab_size=architecture.vocab_size)
     tokenizer, pad_token_id = build_tokenizer(config, inputs)
     rows = build_rows(config, inputs, tokenizer)
     document_mask = use_document_mask(config, rows, env)
@@ -360,35 +363,12 @@ def build_model(setting: Setting) -> Any:
         "fp32" if spec.keeps_fp32_weights else config.mixed_precision,
         attention,
     )
-    check_tensor_parallel(model.config, options, config.pretrained)
     if config.freeze_non_embeds_params:
         trainable, total = freeze_non_embedding_parameters(model)
         setting.env.say(f"training the embeddings only: {trainable:,} of {total:,} parameters")
     if config.use_grad_checkpoint:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
-
-
-def check_tensor_parallel(model_config: Any, options: PluginOptions, pretrained: str) -> None:
-    """Refuse sizes that tensor and sequence parallelism cannot split evenly.
-
-    Raises:
-        UserError: names the size that does not divide.
-    """
-    for name, size in (("--tp", options.tp), ("--sp", options.sp)):
-        heads = getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads
-        if heads % size or model_config.num_attention_heads % size:
-            raise UserError(
-                f"{name} {size} does not divide the model's {model_config.num_attention_heads} attention heads and "
-                f"{heads} key/value heads"
-            )
-    if model_config.vocab_size % options.tp:
-        raise UserError(
-            f"--tp {options.tp} does not divide the vocabulary of {model_config.vocab_size}, and Colossal-AI cannot "
-            f"save padded vocabularies; pad {pretrained} with init_model.py --pad_to_multiple_of 64"
-        )
-    if options.pp > model_config.num_hidden_layers:
-        raise UserError(f"--pp {options.pp} exceeds the model's {model_config.num_hidden_layers} layers")
 
 
 def attach_neftune(setting: Setting, model: Any) -> dict[str, Any]:

@@ -20,6 +20,8 @@ no barrier after saving (checkpoint_io)                        ``checkpoint.mana
 gradients of shared (tied) parameters summed again at every    ``plugins.steps.PipelineStep``: all micro-batches
 ``execute_pipeline`` of an accumulation                        of a step go through one pipeline call
 (hybrid_parallel_plugin.py, ``sync_shared_params``)
+pipeline stages keep the shapes of the first step when rows    ``plugins.steps.PipelineStep``: shapes are announced
+become longer or shorter (one_f_one_b.py, ``load_batch``)      anew when the length changes
 loss rounded to bf16 without tensor parallelism                ``plugins.loss``: cross entropy in fp32
 =============================================================  ==============================================
 """

@@ -11,6 +11,7 @@ from colossal_llama.plugins.base import (
     first_replica,
 )
 from colossal_llama.plugins.documents import check_document_mask
+from colossal_llama.plugins.models import check_model, read_architecture
 
 __all__ = [
     "PLUGINS",
@@ -20,5 +21,7 @@ __all__ = [
     "build_booster",
     "build_options",
     "check_document_mask",
+    "check_model",
     "first_replica",
+    "read_architecture",
 ]

@@ -61,6 +61,8 @@ class ParallelLayout:
         tp_group: group over which the vocabulary is split, or None.
         pp_group: pipeline group, or None.
         is_last_stage: whether this rank computes the loss.
+        vocab_size: rows of the model's embeddings. Logits of this width are whole although there is a ``tp_group``:
+            some of Colossal-AI's policies gather them (Mixtral's).
     """
 
     data_rank: int
@@ -71,6 +73,7 @@ class ParallelLayout:
     tp_group: Any = None
     pp_group: Any = None
     is_last_stage: bool = True
+    vocab_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,8 @@ class PluginSpec:
         can_skip_sync: supports ``no_sync``, so that accumulation communicates once.
         shards_attention: Colossal-AI replaces the attention and brings its own flash attention.
         placement: what it keeps in memory, given the world size.
+        rewrites_model: Colossal-AI changes the model by a policy for its architecture.
+        cannot_train: architectures (``model_type``) that fail in the plugin, in every layout.
         weight_form: what the optimizer sees of a weight matrix: :data:`constants.WHOLE` and its like.
     """
 
@@ -171,6 +176,8 @@ class PluginSpec:
     can_skip_sync: bool = False
     shards_attention: bool = False
     placement: Callable[[PluginOptions, int], Placement] = whole_placement
+    rewrites_model: bool = False
+    cannot_train: frozenset[str] = frozenset()
     weight_form: Callable[[PluginOptions], str] = shows_whole_weights
 
 

@@ -137,6 +137,7 @@ PLUGINS.add(
         layout=_layout,
         shards_attention=True,
         placement=_placement,
+        rewrites_model=True,
         weight_form=_weight_form,
     ),
 )

@@ -9,21 +9,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.config.recipe import Recipe, StageRecipe, train_flags
+from colossal_llama.config.recipe import StageRecipe, train_flags
 from colossal_llama.config.train import TrainConfig
 from colossal_llama.constants import MANIFEST_FILE
 from colossal_llama.data.manifest import read_manifest
+from colossal_llama.errors import UserError
 from colossal_llama.metrics.flops import flops_per_token
-from colossal_llama.model.loader import read_model_config
 from colossal_llama.optim import OPTIMIZERS
 from colossal_llama.planning.duration import training_seconds
 from colossal_llama.planning.memory import MemoryEstimate, Workload, estimate_memory
-from colossal_llama.planning.shapes import KNOWN_SHAPES, ModelShape
+from colossal_llama.planning.shapes import ModelShape
 from colossal_llama.plugins import PLUGINS, PluginOptions, build_options
 from colossal_llama.plugins.base import PRECISION_BYTES
 from colossal_llama.schedule import TrainSchedule
 from colossal_llama.stages.launcher import TRAIN_SCRIPT
-from colossal_llama.stages.plan import StagePlan, missing_inputs
+from colossal_llama.stages.plan import StagePlan, missing_inputs, model_config
 
 GIB, MIB = 2**30, 2**20
 
@@ -86,20 +86,6 @@ def forecast_plan(plan: StagePlan, peak_tflops: float | None, mfu: float | None)
     return [_forecast(plan, stage, model, source, peak, share, command) for stage in plan.recipe.stages]
 
 
-def model_config(recipe: Recipe) -> tuple[dict[str, Any] | None, str]:
-    """The model's ``config.json`` or the recipe's known sizes, and which of them.
-
-    Raises:
-        UserError: ``pretrained`` exists and is no model folder.
-    """
-    folder = Path(recipe.file.pretrained)
-    if folder.exists():
-        return read_model_config(folder, f"{recipe.path}: pretrained"), str(folder)
-    if recipe.file.model is not None:
-        return KNOWN_SHAPES[recipe.file.model], f"known sizes of {recipe.file.model}"
-    return None, ""
-
-
 def _forecast(
     plan: StagePlan,
     stage: StageRecipe,
@@ -116,11 +102,16 @@ def _forecast(
     if data is not None:
         row = settings.max_length if settings.padding_mode == "max_length" else data.tokens / data.rows
         tokens = math.ceil(row * data.rows) * settings.num_epochs
+    missing = missing_inputs(stage)
+    try:
+        memory = None if model is None else stage_memory(settings, model, source, processes)
+    except UserError as error:  # a model of another kind: everything else can be said all the same
+        missing.append(f"estimates of memory and time: {error}")
+        model = memory = None
     flops = None
     if model is not None and tokens:
         flops = tokens * flops_per_token(model, settings.max_length, settings.freeze_non_embeds_params)
     seconds = None if flops is None or peak is None else training_seconds(flops, processes, peak, mfu)
-    missing = missing_inputs(stage)
     if plan.missing_hostfile is not None:
         missing.append(f"launcher: hostfile {plan.missing_hostfile}: no such file")
     return Forecast(
@@ -128,7 +119,7 @@ def _forecast(
         command=[*command, *(shlex.quote(flag) for flag in train_flags(stage, settings.load_checkpoint))],
         missing=missing,
         model=source or None,
-        memory=None if model is None else stage_memory(settings, model, source, processes),
+        memory=memory,
         data=data,
         schedule=schedule,
         checkpointing=settings.use_grad_checkpoint,
@@ -222,7 +213,7 @@ def describe(forecast: Forecast) -> str:
     lines += [f"   missing: {what}" for what in forecast.missing]
     lines += _data_lines(forecast)
     if forecast.memory is None:
-        lines.append("   memory: unknown without pretrained; give the recipe a 'model:' of known sizes")
+        lines.append("   memory: unknown; while pretrained does not exist, give the recipe a 'model:' of known sizes")
     else:
         lines += _memory_lines(forecast.memory, forecast.checkpointing, forecast.model or "")
     lines.append(f"   time: {_time(forecast)}")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from colossal_llama.config.recipe import LauncherSettings, Recipe, StageRecipe
 from colossal_llama.errors import UserError
+from colossal_llama.model.loader import read_model_config
 from colossal_llama.optim import check_optimizer
-from colossal_llama.plugins import PLUGINS, build_options
+from colossal_llama.planning.shapes import KNOWN_SHAPES
+from colossal_llama.plugins import PLUGINS, build_options, check_model, read_architecture
 from colossal_llama.stages.hosts import Host, parse_hosts, read_hostfile
 from colossal_llama.stages.launcher import Launcher
 
@@ -49,6 +52,7 @@ def make_plan(recipe: Recipe) -> StagePlan:
     )
     for stage in recipe.stages:
         check_stage(recipe.path, stage, launcher.processes)
+    check_models(recipe)
     return StagePlan(recipe, launcher, hosts[: launcher.num_nodes], missing)
 
 
@@ -103,3 +107,37 @@ def missing_inputs(stage: StageRecipe) -> list[str]:
     """What a stage names and is not there: the model and data."""
     named = [("pretrained", stage.settings.pretrained), *(("dataset", folder) for folder in stage.settings.dataset)]
     return [f"{key} {folder}: no such folder" for key, folder in named if not Path(folder).is_dir()]
+
+
+def model_config(recipe: Recipe) -> tuple[dict[str, Any] | None, str]:
+    """The model's ``config.json`` or the recipe's known sizes, and which of them.
+
+    Raises:
+        UserError: ``pretrained`` exists and is no model folder.
+    """
+    folder = Path(recipe.file.pretrained)
+    if folder.exists():
+        return read_model_config(folder, f"{recipe.path}: pretrained"), str(folder)
+    if recipe.file.model is not None:
+        return KNOWN_SHAPES[recipe.file.model], f"known sizes of {recipe.file.model}"
+    return None, ""
+
+
+def check_models(recipe: Recipe) -> None:
+    """Refuse a model that a stage's plugin and layout cannot train, as far as the recipe says what it is.
+
+    Raises:
+        UserError: names recipe, stage and flag.
+    """
+    model, source = model_config(recipe)
+    if model is None:
+        return
+    try:
+        architecture = read_architecture(source, model)
+        for stage in recipe.stages:
+            settings = stage.settings
+            options = build_options(settings, on_host=False, flash_attention=settings.use_flash_attn)
+            spec = PLUGINS.get(settings.plugin)
+            check_model(settings.plugin, spec, options, source, architecture, settings.max_length)
+    except UserError as error:
+        raise UserError(f"{recipe.path}: {error}") from None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from colossal_llama.constants import IGNORE_INDEX
 from colossal_llama.data.collator import PackedCollator
 from colossal_llama.data.dataset import PackedDataset
 from colossal_llama.data.loader import StepLoader
@@ -71,3 +73,24 @@ def train_reference(
         losses.append(loss.item())
     weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
     return Reference(losses, grad_norms, weights)
+
+
+def reference_gradients(model_dir: Path, documents: Sequence[tuple[np.ndarray, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Gradients of the mean loss over all target tokens, in float64, each document alone in its forward pass.
+
+    Args:
+        documents: token ids and labels of each, not shifted, int ``[length]`` each.
+
+    Returns:
+        float64 tensors by parameter name.
+    """
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(str(model_dir), torch_dtype=torch.float64, attn_implementation="eager")
+    targets = sum(int((labels[1:] != IGNORE_INDEX).sum()) for _, labels in documents)
+    for ids, labels in documents:
+        logits = model(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0, :-1]
+        wanted = torch.from_numpy(labels.astype(np.int64))[1:]
+        loss = torch.nn.functional.cross_entropy(logits, wanted, reduction="sum", ignore_index=IGNORE_INDEX)
+        (loss / targets).backward()
+    return {name: param.grad for name, param in model.named_parameters()}

@@ -5,6 +5,7 @@ DUMP_LOGITS=FILE       after training, write the model's logits on fixed ids (wh
 DUMP_STATE_BYTES=FILE  after training, write rank 0's bytes of weights, gradients and optimizer states to FILE (JSON)
 SLOW_RANK=1            that rank starts writing its part of a checkpoint two seconds late
 UNDO=name,...          take single remedies out, to show what goes wrong without them
+WRITE_GRADIENTS=N      optimizer step N puts every gradient in the place of its parameter; no step before changes any
 RESAVE=FOLDER          a resumed run first saves what it has loaded below FOLDER
 LOG_ROWS=FOLDER        each rank writes the numbers of the rows it reads to a file there, one a line
 """
@@ -106,6 +107,8 @@ def install_hooks() -> None:
         gemini.CHUNK_SEARCH.update(min_chunk_size_m=0.01, search_range_m=1)
     if rank := os.environ.get("SLOW_RANK"):
         delay_saving(rank)
+    if step := os.environ.get("WRITE_GRADIENTS"):
+        write_gradients(int(step))
     if folder := os.environ.get("RESAVE"):
         resave(Path(folder))
     if folder := os.environ.get("LOG_ROWS"):
@@ -142,6 +145,62 @@ def delay_saving(rank: str) -> None:
         save(*args)
 
     manager.save_masters = save_late
+
+
+def write_gradients(at_step: int) -> None:
+    """Let the optimizer write gradients instead of using them.
+
+    The plugin then does with them what it does with updated weights: an export holds the gradients as whole tensors,
+    from wherever the plugin had put their parts. (Their buckets and chunks are the plugins' own affair, and are free
+    again when a step ends.) Gemini takes no optimizer of another class than the library's, so that class gets the step.
+    """
+    build = command.build_optimizer
+    steps = 0
+
+    def step(self: Any, closure: Any = None, div_scale: float = -1) -> None:
+        nonlocal steps
+        steps += 1
+        if steps < at_step:
+            return
+        for group in self.param_groups:
+            for param in group["params"]:
+                gradient = param.data.new_zeros(()) if param.grad is None else param.grad.float()
+                param.data.copy_(gradient / div_scale if div_scale > 0 else gradient)
+
+    def build_writer(*args: Any) -> Any:
+        optimizer = build(*args)
+        type(optimizer).step = step
+        return optimizer
+
+    command.build_optimizer = build_writer
+
+
+def weigh_by_means() -> None:
+    """The usual mistake: the mean over each rank's and micro-batch's own targets, and the mean of these means."""
+    import torch
+
+    from colossal_llama.plugins import steps
+    from colossal_llama.plugins.loss import local_targets
+
+    loss_sum, run_step, run_pipeline = steps.token_loss_sum, steps.DataParallelStep.run, steps.PipelineStep.run
+    passes = 1
+
+    def loss_mean(logits: Any, targets: Any, layout: Any) -> Any:
+        count = (local_targets(targets, layout) != steps.IGNORE_INDEX).sum()
+        return loss_sum(logits, targets, layout) / count.clamp(min=1)
+
+    def counting(run: Any, passes_of: Any) -> Any:
+        def run_and_count(self: Any, micro_batches: Any) -> Any:
+            nonlocal passes
+            passes = passes_of(self, micro_batches)
+            return run(self, micro_batches)
+
+        return run_and_count
+
+    steps.token_loss_sum = loss_mean
+    steps._loss_weight = lambda target_tokens, layout: torch.tensor(1 / passes)
+    steps.DataParallelStep.run = counting(run_step, lambda self, micro_batches: len(micro_batches))
+    steps.PipelineStep.run = counting(run_pipeline, lambda self, micro_batches: self._num_micro_batches)
 
 
 def resave(folder: Path) -> None:
@@ -212,6 +271,13 @@ def undo(name: str) -> None:
 
         load = loader.load_model
         loader.load_model = lambda folder, flag, precision, attention: load(folder, flag, precision, "sdpa")
+    elif name == "policies":
+        from colossal_llama.plugins import models
+
+        models._check_policy = lambda *args: None
+        models._refuse_architecture = lambda *args: None
+    elif name == "weighting":
+        weigh_by_means()
     elif hasattr(upstream_fixes, name):
         setattr(upstream_fixes, name, lambda: None)
     else:

@@ -106,6 +106,14 @@ def test_impossible_layouts_are_refused_before_anything_starts(new: str, words: 
     assert words in str(refusal.value)
 
 
+def test_sizes_that_do_not_divide_are_refused_too(tmp_path: Path) -> None:
+    file = recipe_with(tmp_path, "plugin: zero2", "plugin: 3d, tp: 4")
+    make_plan(read_recipe(file))
+    file.write_text(file.read_text() + "model: tiny\n")  # 2 key/value heads
+    with pytest.raises(UserError, match=r"plan\.yaml: --tp 4 does not divide"):
+        make_plan(read_recipe(file))
+
+
 def test_missing_inputs_are_refused_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
