@@ -131,13 +131,13 @@ def _forecast(
 
 
 def data_size(stage: StageRecipe) -> DataSize | None:
-    """Rows and tokens of a stage's data: from the manifests, else from ``expected_tokens`` in full rows.
+    """Rows and tokens of a stage's data: from the manifests, else from ``expected_tokens`` in full rows; None unknown.
 
     Raises:
-        UserError: a manifest is broken, or does not know the part that the recipe names.
+        UserError: a manifest is broken.
     """
     sizes = [_manifest_size(Path(folder), stage.name) for folder in stage.settings.dataset]
-    known = [size for size in sizes if size is not None]
+    known = [size for size in sizes if size is not None and size[0]]
     if known and len(known) == len(sizes):
         return DataSize(sum(rows for rows, _ in known), sum(tokens for _, tokens in known), MANIFEST_FILE)
     if stage.expected_tokens is None:
