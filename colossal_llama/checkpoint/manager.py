@@ -25,6 +25,7 @@ from colossal_llama.checkpoint.optimizer_state import OptimizerStore
 from colossal_llama.checkpoint.resharding import check_reshardable, keeping_settings, restore_step_counts
 from colossal_llama.checkpoint.rng import load_rng, reseed_rng, save_rng
 from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE
+from colossal_llama.distributed.loss_scale import loss_scaler, restore_scaler, scaler_state
 from colossal_llama.errors import UserError
 from colossal_llama.state import TrainState
 
@@ -279,36 +280,21 @@ class CheckpointManager:
     def _save_loss_scale(self, path: Path) -> None:
         import torch
 
-        scaler = _loss_scaler(self._optimizer)
+        scaler = loss_scaler(self._optimizer)
         if scaler is not None and self._rank == 0:
-            torch.save(_scaler_state(scaler), path)
+            torch.save(scaler_state(scaler), path)
 
     def _load_loss_scale(self, path: Path, same_layout: bool) -> None:
         import torch
 
-        scaler = _loss_scaler(self._optimizer)
+        scaler = loss_scaler(self._optimizer)
         if scaler is None or not (same_layout or path.is_file()):  # another precision starts with a new scale
             return
         stored = torch.load(path, map_location=_scaler_device(scaler), weights_only=True)
         if not same_layout:
             _carry_scale(scaler, stored)
             return
-        for name, value in stored.items():
-            setattr(scaler, name, value)
-
-
-def _loss_scaler(optimizer: Any) -> Any:
-    """The fp16 gradient scaler inside a boosted optimizer, wherever that plugin keeps it, or None."""
-    for holder_name in ("mixed_precision_mixin", "mix_precision_mixin", "mixed_precision"):
-        scaler = getattr(getattr(optimizer, holder_name, None), "grad_scaler", None)
-        if scaler is not None:
-            return scaler
-    return getattr(optimizer, "scaler", None)
-
-
-def _scaler_state(scaler: Any) -> dict[str, Any]:
-    """All that changes in a scaler. Colossal-AI's own state_dict leaves the step counters out."""
-    return {name: getattr(scaler, name) for name in _SCALER_FIELDS if hasattr(scaler, name)}
+        restore_scaler(scaler, stored)
 
 
 def _carry_scale(scaler: Any, stored: dict[str, Any]) -> None:
@@ -327,9 +313,6 @@ def _carry_scale(scaler: Any, stored: dict[str, Any]) -> None:
 def _scaler_device(scaler: Any) -> Any:
     scale = getattr(scaler, "_scale", None)
     return scale.device if scale is not None else "cpu"
-
-
-_SCALER_FIELDS = ("_scale", "_growth_step", "_hysteresis_step", "_growth_tracker")
 
 
 def _barrier() -> None:

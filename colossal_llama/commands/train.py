@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,10 @@ from colossal_llama.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from colossal_llama.checkpoint.manager import CheckpointManager, RunIdentity
+    from colossal_llama.data.collator import PackedCollator
+    from colossal_llama.data.held_out import HeldOutRows
     from colossal_llama.distributed.launch import DistEnv
+    from colossal_llama.metrics.tracker import MetricTracker
     from colossal_llama.plugins import ParallelLayout, PluginOptions, PluginSpec
     from colossal_llama.plugins.steps import TrainStep
     from colossal_llama.schedule import TrainSchedule
@@ -111,6 +115,10 @@ def check_inputs(config: TrainConfig) -> Inputs:
             f"--save_dir {config.save_dir} already holds checkpoints ({old[-1].name}); resume one with "
             "--load_checkpoint, choose another folder, or add --overwrite"
         )
+    if config.eval_interval:
+        from colossal_llama.data.held_out import held_out_paths
+
+        held_out_paths(config.eval_dataset, config.dataset)
     weights = point.weights if adapter is None else pretrained
     return Inputs(model_config=model_config, weights=weights, adapter=adapter, resume_from=point.folder)
 
@@ -146,6 +154,7 @@ class Setting:
         rows: the prepared rows.
         document_mask: whether attention stays inside the documents of a row.
         schedule: the step arithmetic.
+        held_out: the rows to evaluate on, or None.
     """
 
     config: TrainConfig
@@ -160,6 +169,7 @@ class Setting:
     rows: Any
     document_mask: bool
     schedule: TrainSchedule
+    held_out: HeldOutRows | None = None
 
 
 def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEnv) -> None:
@@ -191,7 +201,8 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
     state = start_state(setting, manager, identity, lr_scheduler)
     if env.is_main:
         write_config(config, Path(config.config_file))
-    step = build_step(Boosted(booster, model, optimizer, setting.layout, spec, setting.options, env.device))
+    skips = config.on_nan == "skip"
+    step = build_step(Boosted(booster, model, optimizer, setting.layout, spec, setting.options, env.device, skips))
     fit(setting, step, lr_scheduler, state, manager)
     if not config.benchmark:
         env.say(f"final weights: {manager.export()}")
@@ -220,9 +231,11 @@ def build_setting(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: Di
         num_epochs=config.num_epochs,
         warmup_steps=config.warmup_steps,
     )
+    held_out = build_held_out(config, inputs, tokenizer, document_mask)
     return Setting(
-        config, inputs, env, spec, options, plugin, layout, tokenizer, pad_token_id, rows, document_mask, schedule
-    )
+        config, inputs, env, spec, options, plugin, layout, tokenizer, pad_token_id, rows, document_mask, schedule,
+        held_out,
+    )  # fmt: skip
 
 
 def use_flash_attention(config: TrainConfig, env: DistEnv) -> bool:
@@ -465,51 +478,132 @@ def start_state(setting: Setting, manager: CheckpointManager, identity: RunIdent
     return state
 
 
-def build_writers(setting: Setting, state: TrainState) -> list[Any]:
-    """Metric writers on rank 0, none elsewhere."""
-    from colossal_llama.metrics.writers import JsonlWriter, ProgressWriter, TensorBoardWriter
+def build_tracker(setting: Setting, state: TrainState) -> MetricTracker:
+    """What counts and times; metric writers on rank 0, none elsewhere."""
+    from colossal_llama.metrics.device import device_name
+    from colossal_llama.metrics.flops import flops_per_token, is_counted, peak_flops
+    from colossal_llama.metrics.tracker import MetricTracker
+    from colossal_llama.metrics.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter
 
-    if not setting.env.is_main:
-        return []
-    first_step = state.global_step
-    last_step = first_step + setting.schedule.remaining_steps(state.epoch, state.consumed_samples)
-    progress = ProgressWriter(last_step, first_step)
-    if setting.config.benchmark:
-        return [progress]
-    folder = Path(setting.config.tensorboard_dir)
-    return [progress, JsonlWriter(folder, first_step), TensorBoardWriter(folder, first_step)]
+    config, env, first_step = setting.config, setting.env, state.global_step
+    writers: list[Any] = []
+    if env.is_main:
+        last_step = first_step + setting.schedule.remaining_steps(state.epoch, state.consumed_samples)
+        writers.append(ConsoleWriter(last_step, first_step))
+    if env.is_main and not config.benchmark:
+        folder = Path(config.tensorboard_dir)
+        writers += [JsonlWriter(folder, first_step), TensorBoardWriter(folder, first_step)]
+    peak = config.peak_tflops * 1e12 if config.peak_tflops else None
+    peak = peak or peak_flops(device_name(env.device), config.mixed_precision)
+    # The formula is for models that are trained as a whole or in their embeddings, not for adapters.
+    flops = None
+    if peak and not config.lora_rank and is_counted(setting.inputs.model_config):
+        flops = flops_per_token(setting.inputs.model_config, config.max_length, config.freeze_non_embeds_params)
+    return MetricTracker(writers, env.world_size, flops, peak)
+
+
+def build_collator(setting: Setting) -> PackedCollator:
+    """From rows to batches, the same for training and evaluation."""
+    from colossal_llama.data.collator import PackedCollator
+
+    config = setting.config
+    # Sequence-parallel ranks take equal slices of a row.
+    multiple_of = max(config.sp, config.tp if config.enable_sequence_parallelism else 1)
+    return PackedCollator(
+        setting.pad_token_id, config.max_length, config.padding_mode, multiple_of, setting.document_mask
+    )
+
+
+def build_held_out(config: TrainConfig, inputs: Inputs, tokenizer: Any, document_mask: bool) -> HeldOutRows | None:
+    """The rows to evaluate on, or None where that was not asked for.
+
+    Raises:
+        UserError: they do not fit the model, or do not say where their documents begin and should.
+    """
+    from colossal_llama.data.held_out import HeldOutRows, held_out_paths
+    from colossal_llama.tokenizer.fingerprint import tokenizer_fingerprint
+
+    if not config.eval_interval:
+        return None
+    rows = HeldOutRows(held_out_paths(config.eval_dataset, config.dataset), config.eval_rows)
+    rows.dataset.check(tokenizer_fingerprint(tokenizer), inputs.model_config["vocab_size"], config.max_length)
+    if document_mask:
+        rows.dataset.check_documents()
+    return rows
+
+
+def build_evaluation(setting: Setting) -> Callable[[TrainStep], Any] | None:
+    """What scores the model on the held-out rows, if there are any."""
+    from colossal_llama.data.held_out import GroupedCollator
+    from colossal_llama.data.loader import StepLoader
+    from colossal_llama.data.sampler import GivenOrder
+    from colossal_llama.evaluation.held_out import HeldOutEvaluation
+    from colossal_llama.tokenizer.token_bytes import token_bytes
+
+    rows, env = setting.held_out, setting.env
+    if rows is None:
+        return None
+    schedule = dataclasses.replace(setting.schedule, num_samples=len(rows.row_numbers))
+    collate = GroupedCollator(build_collator(setting))
+    loader = StepLoader(rows, GivenOrder(rows.row_numbers), collate, schedule, setting.layout.data_rank)
+    env.say(f"evaluating on {len(rows.row_numbers)} held-out rows every {setting.config.eval_interval} steps")
+    bytes_of = token_bytes(setting.tokenizer, setting.inputs.model_config["vocab_size"])
+    return HeldOutEvaluation(loader, rows.groups, bytes_of, setting.layout, env.device).run
 
 
 def fit(setting: Setting, step: TrainStep, lr_scheduler: Any, state: TrainState, manager: CheckpointManager) -> None:
-    """Train to the end of the schedule and print the summary."""
-    from colossal_llama.data.collator import PackedCollator
+    """Train to the end of the schedule, print the summary and write the report."""
     from colossal_llama.data.loader import StepLoader
     from colossal_llama.data.sampler import BucketSampler
-    from colossal_llama.metrics.tracker import MetricTracker
-    from colossal_llama.trainer import Trainer
+    from colossal_llama.trainer import Intervals, Trainer
 
     config, rows = setting.config, setting.rows
-    # Sequence-parallel ranks take equal slices of a row.
-    multiple_of = max(config.sp, config.tp if config.enable_sequence_parallelism else 1)
-    collate = PackedCollator(
-        setting.pad_token_id, config.max_length, config.padding_mode, multiple_of, setting.document_mask
-    )
     sampler = BucketSampler(rows.bucket_sizes, config.seed)
-    loader = StepLoader(rows, sampler, collate, setting.schedule, setting.layout.data_rank)
-    tracker = MetricTracker(build_writers(setting, state))
+    loader = StepLoader(rows, sampler, build_collator(setting), setting.schedule, setting.layout.data_rank)
+    evaluate = build_evaluation(setting)
+    tracker = build_tracker(setting, state)
     trainer = Trainer(
         step=step,
         lr_scheduler=lr_scheduler,
         loader=loader,
+        sampler=sampler,
         schedule=setting.schedule,
         state=state,
         tracker=tracker,
+        intervals=Intervals(
+            save=0 if config.benchmark else config.save_interval,
+            save_each_epoch=not (config.benchmark or config.skip_save_each_epoch),
+            evaluate=config.eval_interval,
+            evaluate_first=setting.spec.evaluates_untrained,
+        ),
         save=manager.save,
-        save_interval=0 if config.benchmark else config.save_interval,
-        save_each_epoch=not (config.benchmark or config.skip_save_each_epoch),
+        evaluate=evaluate,
+        goes_on_after_nan=config.on_nan == "skip",
+        bucket_names=[str(part) for part in getattr(rows, "parts", [])] or None,
+        device=setting.env.device,
     )
     try:
         trainer.fit()
     finally:
         tracker.close()
+        if setting.env.is_main and not config.benchmark:
+            write_report(setting)
     setting.env.say(tracker.summary())
+
+
+def write_report(setting: Setting) -> None:
+    """Write ``report.html`` beside the metrics, for runs that ended badly too."""
+    from colossal_llama.metrics.device import device_name
+    from colossal_llama.metrics.report import write_training_report
+
+    env, schedule = setting.env, setting.schedule
+    facts = {
+        "devices": f"{env.world_size} x {device_name(env.device)}",
+        "steps": schedule.total_steps,
+        "rows a step": schedule.global_batch,
+        "rows": schedule.num_samples,
+        "buckets": len(setting.rows.bucket_sizes),
+        "documents of a row": "kept apart" if setting.document_mask else "one text",
+    }
+    path = write_training_report(Path(setting.config.tensorboard_dir), facts, dataclasses.asdict(setting.config))
+    env.say(f"report: {path}")

@@ -28,6 +28,15 @@ PEAK_TFLOPS: tuple[tuple[str, float, float], ...] = (
 fp32 (NVIDIA's data sheets; their figures "with sparsity" are twice as high). The first match counts."""
 
 
+_NEEDED = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "vocab_size")
+_EXPERTS = ("num_local_experts", "n_routed_experts", "num_experts")
+
+
+def is_counted(model_config: dict[str, Any]) -> bool:
+    """Whether :func:`flops_per_token` describes a model: LLaMA-like, and no experts of which a token uses a few."""
+    return all(model_config.get(key) for key in _NEEDED) and not any(model_config.get(key) for key in _EXPERTS)
+
+
 def flops_per_token(model_config: dict[str, Any], sequence_length: int, trained_embeddings_only: bool = False) -> float:
     """FLOPs that training needs for one token: forward and backward pass, recomputed activations not counted.
 

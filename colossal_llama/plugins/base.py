@@ -162,6 +162,7 @@ class PluginSpec:
         can_skip_sync: supports ``no_sync``, so that accumulation communicates once.
         shards_attention: Colossal-AI replaces the attention and brings its own flash attention.
         placement: what it keeps in memory, given the world size.
+        evaluates_untrained: the model can be evaluated before its first training step.
         rewrites_model: Colossal-AI changes the model by a policy for its architecture.
         cannot_train: architectures (``model_type``) that fail in the plugin, in every layout.
         weight_form: what the optimizer sees of a weight matrix: :data:`constants.WHOLE` and its like.
@@ -176,6 +177,7 @@ class PluginSpec:
     can_skip_sync: bool = False
     shards_attention: bool = False
     placement: Callable[[PluginOptions, int], Placement] = whole_placement
+    evaluates_untrained: bool = True
     rewrites_model: bool = False
     cannot_train: frozenset[str] = frozenset()
     weight_form: Callable[[PluginOptions], str] = shows_whole_weights

@@ -19,10 +19,11 @@ MARKER_FILE = "stage.json"
 
 FREE_SETTINGS = (
     "pretrained", "dataset", "load_checkpoint", "save_dir", "tensorboard_dir", "config_file", "save_interval",
-    "skip_save_each_epoch", "overwrite", "benchmark", "num_samples",
+    "skip_save_each_epoch", "overwrite", "benchmark", "num_samples", "eval_interval", "eval_dataset", "eval_rows",
+    "peak_tflops",
 )  # fmt: skip
 """Flags that may change without the stage becoming another one: where things lie (their content is compared instead)
-and when checkpoints are written."""
+and what is saved, evaluated and reported, and when."""
 
 RESUMABLE_SETTINGS = (
     "processes", "plugin", "tp", "pp", "sp", "enable_sequence_parallelism", "sp_mode", "zero", "zero_cpu_offload",

@@ -5,6 +5,8 @@ DUMP_LOGITS=FILE       after training, write the model's logits on fixed ids (wh
 DUMP_STATE_BYTES=FILE  after training, write rank 0's bytes of weights, gradients and optimizer states to FILE (JSON)
 SLOW_RANK=1            that rank starts writing its part of a checkpoint two seconds late
 UNDO=name,...          take single remedies out, to show what goes wrong without them
+NAN_LOSS=N,...         the loss of these steps is NaN, on the last rank that computes one
+NAN_GRADIENT=N,...     the loss of these steps is what it is, but its gradient is NaN
 WRITE_GRADIENTS=N      optimizer step N puts every gradient in the place of its parameter; no step before changes any
 RESAVE=FOLDER          a resumed run first saves what it has loaded below FOLDER
 LOG_ROWS=FOLDER        each rank writes the numbers of the rows it reads to a file there, one a line
@@ -107,6 +109,9 @@ def install_hooks() -> None:
         gemini.CHUNK_SEARCH.update(min_chunk_size_m=0.01, search_range_m=1)
     if rank := os.environ.get("SLOW_RANK"):
         delay_saving(rank)
+    for name in ("NAN_LOSS", "NAN_GRADIENT"):
+        if steps := os.environ.get(name):
+            spoil_losses({int(step) for step in steps.split(",")}, in_value=name == "NAN_LOSS")
     if step := os.environ.get("WRITE_GRADIENTS"):
         write_gradients(int(step))
     if folder := os.environ.get("RESAVE"):
@@ -145,6 +150,40 @@ def delay_saving(rank: str) -> None:
         save(*args)
 
     manager.save_masters = save_late
+
+
+def spoil_losses(spoilt: set[int], in_value: bool) -> None:
+    """Make losses of these steps NaN, or only their gradients, on one rank of those that see other data."""
+    import torch
+
+    from colossal_llama.plugins import steps
+
+    class NanGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, loss: Any) -> Any:
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return gradient * float("nan")
+
+    current = [0]
+    token_loss_sum = steps.token_loss_sum
+
+    def spoilt_sum(logits: Any, targets: Any, layout: Any) -> Any:
+        loss = token_loss_sum(logits, targets, layout)
+        if current[0] not in spoilt or layout.data_rank != layout.data_size - 1:
+            return loss
+        return loss * float("nan") if in_value else NanGradient.apply(loss)
+
+    steps.token_loss_sum = spoilt_sum
+    for kind in (steps.DataParallelStep, steps.PipelineStep):
+
+        def run(self: Any, micro_batches: Any, original: Any = kind.run) -> Any:
+            current[0] += 1
+            return original(self, micro_batches)
+
+        kind.run = run
 
 
 def write_gradients(at_step: int) -> None:
