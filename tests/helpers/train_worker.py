@@ -2,6 +2,7 @@
 
 GEMINI_SMALL_CHUNKS=1  chunks small enough that Gemini really shards a tiny model
 DUMP_LOGITS=FILE       after training, write the model's logits on fixed ids (whole vocabulary) to FILE
+DUMP_STATE_BYTES=FILE  after training, write rank 0's bytes of weights, gradients and optimizer states to FILE (JSON)
 SLOW_RANK=1            that rank starts writing its part of a checkpoint two seconds late
 UNDO=name,...          take single remedies out, to show what goes wrong without them
 SIGNAL_AT=S:R:NAME     rank R sends itself the signal NAME in optimizer step S (counted from 1 in this process)
@@ -58,6 +59,58 @@ def dump_logits(step: Any, path: str) -> None:
         torch.save(logits.float(), path)
 
 
+def dump_state_bytes(step: Any, counted: dict[str, int], path: str) -> None:
+    """Write the bytes of what a rank keeps from step to step; ``counted`` holds the gradients at the last step."""
+    import json
+
+    import torch
+    import torch.distributed as dist
+
+    optimizer = step._boosted.optimizer
+    weights = {parameter.untyped_storage().data_ptr() for parameter in bare_model(step._boosted.model).parameters()}
+    held = [parameter for group in optimizer.optim.param_groups for parameter in group["params"]]
+    masters = [parameter for parameter in held if parameter.untyped_storage().data_ptr() not in weights]
+    moments = [
+        value
+        for state in optimizer.optim.state.values()
+        for value in state.values()
+        if torch.is_tensor(value) and value.ndim
+    ]
+    sizes = {
+        "weights": sum(parameter.nbytes for parameter in bare_model(step._boosted.model).parameters()),
+        "gradients": counted["gradients"],
+        "optimizer": sum(tensor.nbytes for tensor in [*masters, *moments]),
+    }
+    if dist.get_rank() == 0:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(sizes, file)
+
+
+def count_gradients(step: Any) -> dict[str, int]:
+    """Have the bytes of the gradients counted just before each optimizer step; ZeRO's are in a store of their own."""
+    optimizer, counted = step._boosted.optimizer, {"gradients": 0}
+    update = optimizer.step
+
+    def counting_step(*args: Any, **kwargs: Any) -> Any:
+        own = [
+            parameter.grad for parameter in bare_model(step._boosted.model).parameters() if parameter.grad is not None
+        ]
+        stores = optimizer.pid_to_grad_store.values() if hasattr(optimizer, "pid_to_grad_store") else ()
+        stored = [
+            grad
+            for store in {id(store): store for store in stores}.values()
+            for group in store._grads_of_params.values()
+            for grads in group.values()
+            for grad in grads
+            if grad is not None
+        ]
+        counted["gradients"] = sum(grad.nbytes for grad in [*own, *stored])
+        return update(*args, **kwargs)
+
+    optimizer.step = counting_step
+    return counted
+
+
 def install_hooks() -> None:
     if os.environ.get("GEMINI_SMALL_CHUNKS"):
         gemini.CHUNK_SEARCH.update(min_chunk_size_m=0.01, search_range_m=1)
@@ -90,6 +143,15 @@ def install_hooks() -> None:
             dump_logits(step, path)
 
         command.fit = fit_and_dump
+    if states_path := os.environ.get("DUMP_STATE_BYTES"):
+        fit_before = command.fit
+
+        def fit_and_count(setting: Any, step: Any, *rest: Any) -> None:
+            counted = count_gradients(step)
+            fit_before(setting, step, *rest)
+            dump_state_bytes(step, counted, states_path)
+
+        command.fit = fit_and_count
 
 
 def delay_saving(rank: str) -> None:
