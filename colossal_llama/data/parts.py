@@ -54,6 +54,7 @@ class PartTask:
         max_length: longest row.
         long_documents, packing: names of what is done with long documents and how rows are made.
         seed: of the shuffles.
+        notes_sub_datasets: also write the sub-dataset of each piece, as a column ``sub_dataset``.
     """
 
     name: str
@@ -67,6 +68,7 @@ class PartTask:
     long_documents: str
     packing: str
     seed: tuple[int, ...]
+    notes_sub_datasets: bool = False
 
 
 def write_bin(path: Path, corpus: Corpus, owners: np.ndarray, numbers: np.ndarray) -> None:
@@ -121,7 +123,12 @@ def _make_part(task: PartTask) -> PartInfo:
     random = np.random.default_rng(list(task.seed))
     pieces = LONG_DOCUMENTS.get(task.long_documents)(documents.lengths, task.max_length, random)
     packing = PACKINGS.get(task.packing)(pieces, task.max_length, random)
-    maker = _RowMaker(documents, runs, task.categories, Path(task.shard_folder))
+    sub_datasets = None
+    if task.notes_sub_datasets:
+        # The name of an input need not be UTF-8, but arrow's strings are.
+        names = [name.encode(errors="surrogateescape").decode(errors="replace") for name in task.sub_datasets]
+        sub_datasets = [names[owner] for owner in owners.tolist()]
+    maker = _RowMaker(documents, runs, task.categories, Path(task.shard_folder), sub_datasets)
     folder = Path(task.arrow_folder) / task.name
     scratch = folder.with_name(f".{task.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)  # a killed run's
@@ -168,6 +175,7 @@ class Batch:
         lengths: of the pieces, int32 ``[pieces]``.
         piece_offsets: pieces before each row, int64 ``[rows + 1]``.
         categories: name of each piece's category.
+        sub_datasets: name of each piece's sub-dataset; None where it is not noted.
     """
 
     input_ids: np.ndarray
@@ -177,17 +185,31 @@ class Batch:
     lengths: np.ndarray
     piece_offsets: np.ndarray
     categories: list[str]
+    sub_datasets: list[str] | None = None
 
 
 class _RowMaker:
-    """Fetches the tokens of pieces from the shards."""
+    """Fetches the tokens of pieces from the shards; ``sub_datasets`` are the names of the documents' ones."""
 
-    def __init__(self, documents: Documents, runs: np.ndarray, categories: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self,
+        documents: Documents,
+        runs: np.ndarray,
+        categories: Sequence[str],
+        folder: Path,
+        sub_datasets: Sequence[str] | None = None,
+    ) -> None:
         self._documents = documents
         self._runs = runs
         self._categories = categories
         self._folder = folder
+        self._sub_datasets = sub_datasets
         self._files: OrderedDict[int, int] = OrderedDict()
+
+    @property
+    def notes_sub_datasets(self) -> bool:
+        """Whether batches name the sub-dataset of each piece."""
+        return self._sub_datasets is not None
 
     def close(self) -> None:
         """Close the shards."""
@@ -209,7 +231,7 @@ class _RowMaker:
             self._read(shard, place * TOKEN_BYTES, target[bounds[number] : bounds[number + 1]])
         in_row = offsets[:-1] - np.repeat(row_offsets[:-1], row_sizes)
         runs, run_counts = self._learned(pieces, in_row)
-        names = self._categories
+        names, owners = self._categories, self._sub_datasets
         return Batch(
             input_ids=input_ids,
             row_offsets=row_offsets,
@@ -218,6 +240,7 @@ class _RowMaker:
             lengths=pieces.lengths.astype(np.int32),
             piece_offsets=piece_offsets,
             categories=[names[code] for code in self._documents.categories[pieces.documents].tolist()],
+            sub_datasets=None if owners is None else [owners[document] for document in pieces.documents.tolist()],
         )
 
     def _learned(self, pieces: Pieces, in_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -270,7 +293,7 @@ def _write_rows(maker: _RowMaker, packing: Packing, folder: Path, jsonl: Path | 
     """Write all rows; returns what was written, counted as it was."""
     import pyarrow
 
-    features, schema = _features()
+    features, schema = _features(maker.notes_sub_datasets)
     file_name = "data-00000-of-00001.arrow"
     tokens = targets = 0
     with ExitStack() as stack:
@@ -287,19 +310,14 @@ def _write_rows(maker: _RowMaker, packing: Packing, folder: Path, jsonl: Path | 
     return {"tokens": tokens, "target_tokens": targets}
 
 
-def _features() -> tuple[Any, "pyarrow.Schema"]:
+def _features(notes_sub_datasets: bool) -> tuple[Any, "pyarrow.Schema"]:
     """Columns of a part as ``datasets`` and as arrow describe them."""
     import datasets
 
     numbers = datasets.Sequence(datasets.Value("int32"))
-    features = datasets.Features(
-        {
-            "input_ids": numbers,
-            "learned": numbers,
-            "seq_lengths": numbers,
-            "category": datasets.Sequence(datasets.Value("string")),
-        }
-    )
+    names = datasets.Sequence(datasets.Value("string"))
+    columns = {"input_ids": numbers, "learned": numbers, "seq_lengths": numbers, "category": names}
+    features = datasets.Features(columns | ({"sub_dataset": names} if notes_sub_datasets else {}))
     return features, features.arrow_schema
 
 
@@ -335,6 +353,8 @@ def _record_batch(batch: Batch, schema: "pyarrow.Schema") -> "pyarrow.RecordBatc
         lists(batch.piece_offsets, batch.lengths),
         lists(batch.piece_offsets, pyarrow.array(batch.categories, pyarrow.string())),
     ]
+    if batch.sub_datasets is not None:
+        columns.append(lists(batch.piece_offsets, pyarrow.array(batch.sub_datasets, pyarrow.string())))
     return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
 
 

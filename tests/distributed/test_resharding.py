@@ -187,9 +187,9 @@ def test_another_run_is_refused(change, message, saved, tiny_model, rows_6_steps
     assert lines[0].endswith("/modeling")
 
 
-def test_tied_embeddings_and_loss_scale_go_through_a_pipeline_and_back(tmp_path, tiny_tied_model, rows_6_steps):
+def test_tied_embeddings_and_precisions_go_through_a_pipeline_and_back(tmp_path, tiny_tied_model, rows_6_steps):
     """A pipeline holds the tied weight on its first and on its last stage, under two names."""
-    chain = [("fp16", "zero2"), ("fp16", "3d-pp2"), ("fp16", "ddp"), ("fp32", "ddp on 1")]
+    chain = [("fp16", "zero2"), ("fp16", "3d-pp2"), ("fp16", "ddp"), ("fp16", "zero2 on 1"), ("bf16", "gemini on 1")]
     checkpoint = None
     for number, (precision, name) in enumerate(chain):
         folder = tmp_path / str(number)
@@ -204,12 +204,9 @@ def test_tied_embeddings_and_loss_scale_go_through_a_pipeline_and_back(tmp_path,
         if checkpoint is not None:
             again = folder / "again" / checkpoint.name
             assert_same_weights(checkpoint, again)
-            if precision == "fp16" and name != "ddp":  # torch makes its scale when it is first used
-                assert loss_scale(again) == loss_scale(checkpoint)
+        if name == "3d-pp2":
+            assert loss_scale(again) == loss_scale(checkpoint)
         checkpoint = save_dir / f"epoch-0_step-{number + 2}"
-    assert loss_scale(tmp_path / "2" / "checkpoints" / "epoch-0_step-4") <= loss_scale(
-        tmp_path / "1" / "checkpoints" / "epoch-0_step-3"
-    )
 
 
 def loss_scale(checkpoint):
