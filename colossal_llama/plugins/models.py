@@ -3,7 +3,7 @@
 Data parallelism, ZeRO and Gemini take every causal language model of transformers as it is. Plugin 3d rewrites the
 model by Colossal-AI's policy for its architecture, where a fault may show as nothing but another loss.
 :data:`POLICIES` holds the architectures whose policy is known to work; ``benchmarks/model_matrix.py`` measures that,
-and complains where the two disagree.
+and complains about what is let through and does not work.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ class Policy:
 
     Attributes:
         tp, pp: tensor and pipeline parallelism; False where it fails or trains wrongly.
-        sp: kinds of sequence parallelism that are measured to train rightly. Others are refused untried: several
-            policies drop the flag with a warning, and a lost causal mask or gradient raises nothing.
+        sp: kinds of sequence parallelism that are measured to train rightly. Others are refused untried, because a
+            lost causal mask or gradient raises nothing, and so are those that a policy drops with a warning (Mistral's,
+            Falcon's, GPT-J's).
     """
 
     tp: bool = True
@@ -44,13 +45,14 @@ POLICIES: dict[str, Policy] = {
     "llama": Policy(sp=("split_gather", "ring", "all_to_all")),
     "mistral": Policy(),
     "mixtral": Policy(),
-    "qwen2": Policy(),
+    "qwen2": Policy(sp=("split_gather",)),
     "falcon": Policy(pp=False),
+    "bloom": Policy(),
+    "gptj": Policy(pp=False),
 }
 """By ``model_type``; for transformers 4.51.3 and Colossal-AI 0.5.0.
 
-Colossal-AI has policies of more architectures. Command-R's and GPT-2's need flash attention, OPT's knows no SDPA;
-Bloom's and GPT-J's have not been measured."""
+Colossal-AI has policies of more architectures: Command-R's and GPT-2's need flash attention, OPT's knows no SDPA."""
 
 LEARNED_POSITIONS = frozenset({"gpt2", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "opt", "biogpt", "xglm"})
 """Architectures with a table of positions: a longer row has no position, where rotary ones have."""

@@ -75,9 +75,9 @@ def measure_cell(
         return last_error(done.stderr)
     losses, norms, limits = read_losses(folder), read_grad_norms(folder), TOLERANCES[precision]
     if len(losses) != STEPS or not close(losses, reference.losses, limits.loss):
-        return f"losses {losses} instead of {reference.losses}"
+        return f"losses {rounded(losses)} instead of {rounded(reference.losses)}"
     if not close([mine / one for mine, one in zip(norms, reference.grad_norms, strict=True)], [1.0], limits.grad_norm):
-        return f"gradient norms {norms} instead of {reference.grad_norms}"
+        return f"gradient norms {rounded(norms)} instead of {rounded(reference.grad_norms)}"
     return export_problem(folder / "checkpoints" / "modeling", load_weights(model), reference, limits.update)
 
 
@@ -85,6 +85,11 @@ def close(found: list[float], expected: list[float], tolerance: float) -> bool:
     """Whether every number is near its counterpart; a single expected number stands for all."""
     expected = expected * len(found) if len(expected) == 1 else expected
     return all(abs(mine - one) <= tolerance for mine, one in zip(found, expected, strict=True))
+
+
+def rounded(numbers: list[float]) -> str:
+    """Numbers for a message."""
+    return ", ".join(f"{number:.4f}" for number in numbers)
 
 
 def export_problem(folder: Path, before: dict[str, torch.Tensor], reference: Reference, tolerance: float) -> str:
