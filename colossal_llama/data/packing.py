@@ -81,7 +81,7 @@ class Packing:
 
     Attributes:
         pieces: in the order in which they stand in the rows, row by row.
-        row_sizes: pieces in each row, int64.
+        row_sizes: pieces in each row, int32.
     """
 
     pieces: Pieces
@@ -104,7 +104,7 @@ def pack_best_fit(pieces: Pieces, max_length: int, random: np.random.Generator) 
     place = permutation(rows, random)[row_of]
     del row_of
     order = np.lexsort((random.random(len(pieces)), place))
-    return Packing(pieces.take(order), np.bincount(place, minlength=rows))
+    return Packing(pieces.take(order), np.bincount(place, minlength=rows).astype(np.int32))
 
 
 def pack_concatenated(pieces: Pieces, max_length: int, random: np.random.Generator) -> Packing:
@@ -121,12 +121,12 @@ def pack_concatenated(pieces: Pieces, max_length: int, random: np.random.Generat
     # Rows are shuffled as well: else a document's rows would follow each other.
     place = permutation(len(sizes), random)
     order = np.argsort(place[starts // max_length], kind="stable") if total else starts
-    return Packing(chunks.take(order), sizes[np.argsort(place)])
+    return Packing(chunks.take(order), sizes[np.argsort(place)].astype(np.int32))
 
 
 def pack_none(pieces: Pieces, max_length: int, random: np.random.Generator) -> Packing:
     """One piece a row, in random order."""
-    return Packing(pieces.take(permutation(len(pieces), random)), np.ones(len(pieces), dtype=np.int64))
+    return Packing(pieces.take(permutation(len(pieces), random)), np.ones(len(pieces), dtype=np.int32))
 
 
 PACKINGS.add("best_fit", pack_best_fit)

@@ -19,7 +19,7 @@ import numpy as np
 
 from colossal_llama.constants import PART_PREFIX
 from colossal_llama.data.bins import BinReader
-from colossal_llama.data.corpus import gather_ranges
+from colossal_llama.data.corpus import firsts_of, gather_ranges
 from colossal_llama.data.dataset import labels_of
 from colossal_llama.data.manifest import PartInfo, Share, part_info_from
 from colossal_llama.data.packing import LONG_DOCUMENTS, PACKINGS, Packing, Pieces
@@ -246,22 +246,21 @@ def _offsets(counts: np.ndarray) -> np.ndarray:
 
 def _batches(packing: Packing) -> Iterator[tuple[Pieces, np.ndarray]]:
     """Consecutive rows of about ``BATCH_TOKENS`` tokens: their pieces, and the pieces in each row."""
-    piece_offsets = _offsets(packing.row_sizes)
-    row_tokens = _offsets(_row_lengths(packing))
-    first, rows = 0, len(packing.row_sizes)
-    while first < rows:
-        last = int(np.searchsorted(row_tokens, row_tokens[first] + BATCH_TOKENS, side="right")) - 1
-        last = max(last, first + 1)
-        chosen = slice(int(piece_offsets[first]), int(piece_offsets[last]))
-        yield packing.pieces.take(chosen), packing.row_sizes[first:last]
-        first = last
+    row_ends = np.cumsum(_row_lengths(packing))
+    row = piece = tokens = 0
+    while row < len(row_ends):
+        next_row = max(int(np.searchsorted(row_ends, tokens + BATCH_TOKENS, side="right")), row + 1)
+        sizes = packing.row_sizes[row:next_row]
+        pieces = slice(piece, piece + int(sizes.sum(dtype=np.int64)))
+        yield packing.pieces.take(pieces), sizes
+        row, piece, tokens = next_row, pieces.stop, int(row_ends[next_row - 1])
 
 
 def _row_lengths(packing: Packing) -> np.ndarray:
     """Tokens of each row: int64."""
     if not len(packing.row_sizes):  # reduceat wants a place to begin at
         return np.zeros(0, dtype=np.int64)
-    return np.add.reduceat(packing.pieces.lengths, _offsets(packing.row_sizes)[:-1], dtype=np.int64)
+    return np.add.reduceat(packing.pieces.lengths, firsts_of(packing.row_sizes), dtype=np.int64)
 
 
 def _write_rows(maker: _RowMaker, packing: Packing, folder: Path, jsonl: Path | None) -> dict[str, int]:

@@ -75,26 +75,39 @@ def write_parts(
     with_jsonl: bool = True,
 ) -> list[PartInfo]:
     """Make the parts of bins (document numbers) in ``folder/arrow`` and ``folder/jsonl`` from ``folder/shards``."""
-    for name in ("arrow", "jsonl", "bins"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
     tasks = [
-        PartTask(
-            name=part_name(number),
-            bin_file=str(folder / "bins" / f"{part_name(number)}.documents"),
-            shard_folder=str(folder / "shards"),
-            arrow_folder=str(folder / "arrow"),
-            jsonl_folder=str(folder / "jsonl") if with_jsonl else None,
-            categories=tuple(corpus.categories),
-            sub_datasets=tuple(corpus.names),
-            max_length=max_length,
-            long_documents=long_documents,
-            packing=packing,
-            seed=(5, number),
-        )
+        part_task(folder, corpus, number, max_length, long_documents, packing, with_jsonl)
         for number in range(len(bins))
     ]
     write_bins(corpus, allotment_of(corpus, bins), [Path(task.bin_file) for task in tasks])
     return [write_part(task) for task in tasks]
+
+
+def part_task(
+    folder: Path,
+    corpus: Corpus,
+    number: int,
+    max_length: int,
+    long_documents: str = "split",
+    packing: str = "best_fit",
+    with_jsonl: bool = True,
+) -> PartTask:
+    """How :func:`write_parts` makes a part; makes the folders."""
+    for name in ("arrow", "jsonl", "bins"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    return PartTask(
+        name=part_name(number),
+        bin_file=str(folder / "bins" / f"{part_name(number)}.documents"),
+        shard_folder=str(folder / "shards"),
+        arrow_folder=str(folder / "arrow"),
+        jsonl_folder=str(folder / "jsonl") if with_jsonl else None,
+        categories=tuple(corpus.categories),
+        sub_datasets=tuple(corpus.names),
+        max_length=max_length,
+        long_documents=long_documents,
+        packing=packing,
+        seed=(5, number),
+    )
 
 
 def allotment_of(corpus: Corpus, bins: Sequence[np.ndarray]) -> Allotment:
