@@ -21,15 +21,16 @@ ENTRY = np.dtype(
         ("length", "<i4"),
         ("category", "<i4"),
         ("owner", "<i4"),
-        ("copy", "<i4"),
+        ("turn", "<i8"),
         ("head", "?"),
         ("first_run", "<i8"),
         ("runs", "<i4"),
     ]
 )
 """A document of a bin: number of its shard, its first token there, tokens, index of the category, number of the
-sub-dataset and of the pass over it, whether it is no later piece of a conversation, and its learned stretches: the
-first one's number in the list, and how many."""
+sub-dataset, what the list is ordered by before the corpus (the sub-dataset and the pass over it; nothing in the
+validation set), whether it is no later piece of a conversation, and its learned stretches: the first one's number in
+the list, and how many."""
 
 _RUN = np.dtype(("<i4", 2))
 
@@ -70,7 +71,9 @@ def write_bins(corpus: Corpus, allotment: Allotment, paths: Sequence[Path | None
             done[owner] += len(rows)
             copies, which = np.nonzero(places != allotment.nowhere)
             times[rows] = np.bincount(which, minlength=len(rows))
-            found.append((rows[which], places[copies, which], np.full(len(which), owner), copies))
+            bins = places[copies, which]
+            turns = np.where(bins == allotment.validation, 0, (owner << 32) + copies)
+            found.append((rows[which], bins, np.full(len(which), owner), turns))
         lengths = shard.columns.lengths.astype(np.int64)
         dealt.taken += int((times * lengths).sum())
         dealt.repeated += int((np.maximum(times - 1, 0) * lengths).sum())
@@ -93,16 +96,18 @@ class _ListWriter:
             _runs_file(path).write_bytes(b"")
 
     def add(
-        self, shard: ShardDocuments, rows: np.ndarray, bins: np.ndarray, owners: np.ndarray, copies: np.ndarray
+        self, shard: ShardDocuments, rows: np.ndarray, bins: np.ndarray, owners: np.ndarray, turns: np.ndarray
     ) -> None:
-        """Put documents of a shard on lists: their rows in its index, and for each the list, sub-dataset and pass."""
+        """Put documents of a shard on lists: their rows in its index, and for each the list, sub-dataset and turn."""
         columns = shard.columns
+        order = np.argsort(rows, kind="stable")
+        rows, bins, owners, turns = rows[order], bins[order], owners[order], turns[order]
         entries = np.empty(len(rows), dtype=ENTRY)
         entries["shard"] = shard.number
         entries["offset"] = firsts_of(columns.lengths)[rows]
         entries["length"] = columns.lengths[rows]
         entries["category"] = shard.categories[rows]
-        entries["owner"], entries["copy"] = owners, copies
+        entries["owner"], entries["turn"] = owners, turns
         entries["head"] = columns.characters[rows] != NOT_FIRST
         entries["runs"] = columns.run_counts[rows]
         runs = columns.runs[gather_ranges(firsts_of(columns.run_counts)[rows], columns.run_counts[rows])]
@@ -136,7 +141,7 @@ def _runs_file(path: Path) -> Path:
 
 
 class BinReader:
-    """The documents of a bin in the order of sub-datasets, passes and the corpus.
+    """The documents of a bin in the order of sub-datasets, passes and the corpus; of the validation set, of the corpus.
 
     Args:
         path: one of :func:`write_bins`.
@@ -145,7 +150,7 @@ class BinReader:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._order: np.ndarray | None = None
-        turns = self.column("owner").astype(np.int64) << 32 | self.column("copy")
+        turns = self.column("turn")
         if (turns[1:] < turns[:-1]).any():
             self._order = np.argsort(turns, kind="stable").astype(np.int32)
 

@@ -78,7 +78,7 @@ def test_a_list_says_where_documents_lie_and_what_is_learned(tmp_path: Path) -> 
 def test_lists_are_the_same_however_they_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Passes, sub-datasets and the corpus give the order; what is on no list and what is on several is counted."""
     samples = random_samples(200, longest=30)
-    write_shards(tmp_path, samples, shards=7, inputs=[0] * 120 + [1] * 80)
+    write_shards(tmp_path, samples, shards=7, inputs=[0, 1, 0] * 60 + [1] * 20)
     left_out = [np.arange(len(part)) % 5 == 0 for part in np.array_split(np.arange(200), 7)]
     kept = np.flatnonzero(~np.concatenate(left_out))
     lengths = np.array([len(sample.input_ids) for sample in samples])
@@ -92,10 +92,13 @@ def test_lists_are_the_same_however_they_are_written(tmp_path: Path, monkeypatch
         paths = [tmp_path / f"{name}-{waiting}.documents" for name in ("0", "1", "validation")]
         dealt = write_bins(corpus, allotment, [None, *paths[1:]])
         lists = [BinReader(path) for path in paths[1:]]
-        found.append([one.column(name).tolist() for one in lists for name in ("shard", "offset", "copy", "length")])
-        turns = lists[0].column("owner").astype(np.int64) * 1000 + lists[0].column("copy")
+        found.append([one.column(name).tolist() for one in lists for name in ("shard", "offset", "turn", "length")])
+        turns = lists[0].column("turn")
         assert (np.diff(turns) >= 0).all()
-        assert max(lists[0].column("copy")) > 0
+        assert (turns >> 32 == lists[0].column("owner")).all()
+        assert len(np.unique(turns)) > 2, "a pass more over the smaller one"
+        place = lists[1].column("shard") * (1 << 20) + lists[1].column("offset")
+        assert (np.diff(place) > 0).all(), "the validation set has the order of the corpus"
         assert not paths[0].exists(), "a list that is not needed"
     assert found[0] == found[1] == found[2]
     assert dealt.left_out == corpus.left_out_tokens
