@@ -68,7 +68,7 @@ def build_clocked_step(arguments: argparse.Namespace, device: str, total_steps: 
     from colossalai.booster import Booster
 
     from colossal_llama.model.loader import load_model
-    from colossal_llama.optim import build_lr_scheduler, build_optimizer
+    from colossal_llama.optim import OPTIMIZERS, GroupOptions, build_lr_scheduler, parameter_groups
     from colossal_llama.plugins import PLUGINS, PluginOptions
     from colossal_llama.plugins.steps import Boosted, DataParallelStep
 
@@ -82,7 +82,8 @@ def build_clocked_step(arguments: argparse.Namespace, device: str, total_steps: 
     )
     plugin = spec.make(options)
     model = load_model(Path(arguments.pretrained), "--pretrained", "fp32", "sdpa")
-    optimizer = build_optimizer(model.parameters(), lr=1e-5, weight_decay=0.1)
+    groups = parameter_groups(model, GroupOptions(lr=1e-5, weight_decay=0.1))
+    optimizer = OPTIMIZERS.get("hybrid_adam").make(groups)
     lr_scheduler = build_lr_scheduler(optimizer, total_steps, warmup_steps=1)
     booster: Any = Booster(plugin=plugin)
     model, optimizer, _, _, lr_scheduler = booster.boost(model, optimizer, lr_scheduler=lr_scheduler)

@@ -14,3 +14,10 @@ MANIFEST_FILE = "manifest.json"
 
 PART_PREFIX = "part-"
 """Prepared bins are folders ``part-00000``, ``part-00001``, ..."""
+
+WHOLE, SPLIT, FLAT, CHUNKS = "whole", "split", "flat", "chunks"
+"""What an optimizer gets to see of a weight matrix. WHOLE: all of it. SPLIT: some of its rows or columns (tensor
+parallelism). FLAT: a piece of its flattened elements (ZeRO). CHUNKS: a piece of a chunk of such weights (Gemini)."""
+
+BASE_MODEL_FILE = "base_model.json"
+"""Beside LoRA adapters: the fingerprint of the weights that they were trained on."""

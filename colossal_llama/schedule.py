@@ -45,6 +45,26 @@ class TrainSchedule:
         """Optimizer steps of the whole run."""
         return self.steps_per_epoch * self.num_epochs
 
+    def remaining_steps(self, epoch: int, consumed_samples: int) -> int:
+        """Optimizer steps that are left.
+
+        Args:
+            epoch: epochs finished.
+            consumed_samples: samples consumed in the epoch under way, by steps of this size or any other.
+        """
+        if epoch >= self.num_epochs:
+            return 0
+        in_epoch = math.ceil((self.num_samples - consumed_samples) / self.global_batch)
+        return in_epoch + (self.num_epochs - epoch - 1) * self.steps_per_epoch
+
+    def position(self, epoch: int, consumed_samples: int) -> int:
+        """Where the learning-rate schedule stands: steps done, had all been of this size.
+
+        Counted from the end, so that the schedule ends with the run. A function of the samples alone: while
+        the global batch stays the same, it is the number of steps done.
+        """
+        return self.total_steps - self.remaining_steps(epoch, consumed_samples)
+
     @property
     def resolved_warmup_steps(self) -> int:
         """Warm-up steps, never more than all but one."""

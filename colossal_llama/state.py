@@ -3,6 +3,9 @@
 from dataclasses import dataclass, fields
 from typing import Any
 
+PLACE_IN_RUN = ("epoch", "step", "global_step", "consumed_samples")
+"""Fields without which there is no resuming."""
+
 
 @dataclass
 class TrainState:
@@ -48,5 +51,14 @@ class TrainState:
 
     @classmethod
     def from_mapping(cls, mapping: dict[str, Any]) -> "TrainState":
-        """The state stored in a ``running_states.json`` mapping; other keys are ignored."""
-        return cls(**{field.name: int(mapping[field.name]) for field in fields(cls)})
+        """The state stored in a ``running_states.json`` mapping; other keys are ignored.
+
+        Fields that an older version did not write get their defaults.
+
+        Raises:
+            KeyError: the mapping does not say where the run stood.
+        """
+        missing = [name for name in PLACE_IN_RUN if name not in mapping]
+        if missing:
+            raise KeyError(missing[0])
+        return cls(**{field.name: int(mapping.get(field.name, field.default)) for field in fields(cls)})

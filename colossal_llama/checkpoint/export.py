@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
-def finish_export(folder: Path, tokenizer: Any, generation_config: Any, vocab_size: int) -> None:
+def finish_export(
+    folder: Path,
+    tokenizer: Any,
+    generation_config: Any,
+    vocab_size: int,
+    write_more: Callable[[Path], None] = lambda folder: None,
+) -> None:
     """Put tokenizer (with its chat template) and generation configuration beside saved weights.
 
     Args:
@@ -15,7 +22,9 @@ def finish_export(folder: Path, tokenizer: Any, generation_config: Any, vocab_si
         tokenizer: saved into the folder.
         generation_config: the model's, saved into the folder.
         vocab_size: rows of the embeddings; written into ``config.json``.
+        write_more: writes what else belongs beside the weights.
     """
+    write_more(folder)
     tokenizer.save_pretrained(str(folder))
     if generation_config is not None:
         generation_config.save_pretrained(str(folder))

@@ -3,10 +3,10 @@
 Layout of ``<save_dir>/epoch-E_step-S/``, upstream's with additions:
 
 - ``modeling/``: weights in safetensors shards, configuration, tokenizer; opens with plain transformers
-- ``optimizer/``: the Booster's optimizer shards
+- ``optimizer/``: the optimizer's state: the Booster's shards, or a file of each rank
 - ``lr_scheduler``: the schedule's state
 - ``running_states.json``: :class:`state.TrainState`, the layout of the ranks and the data it belongs to
-- ``masters/``: fp32 master weights per rank; ``rng/``: generator states per rank; ``loss_scale.pt`` (fp16)
+- ``masters/``: fp32 master weights, in pieces; ``rng/``: generator states per rank; ``loss_scale.pt`` (fp16)
 """
 
 from __future__ import annotations
@@ -20,36 +20,43 @@ from pathlib import Path
 from typing import Any
 
 from colossal_llama.atomic import publish_directory
-from colossal_llama.checkpoint.masters import load_masters, save_masters
-from colossal_llama.checkpoint.rng import load_rng, save_rng
+from colossal_llama.checkpoint.masters import MASTERS, MODELING, load_masters, save_masters
+from colossal_llama.checkpoint.optimizer_state import OptimizerStore
+from colossal_llama.checkpoint.resharding import check_reshardable, keeping_settings, restore_step_counts
+from colossal_llama.checkpoint.rng import load_rng, reseed_rng, save_rng
 from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from colossal_llama.errors import UserError
 from colossal_llama.state import TrainState
 
-MODELING = "modeling"
 OPTIMIZER = "optimizer"
 LR_SCHEDULER = "lr_scheduler"
 RUNNING_STATES = "running_states.json"
-MASTERS = "masters"
 RNG = "rng"
 LOSS_SCALE = "loss_scale.pt"
-
-OPTIMIZER_SHARD_MIB = 1024
 
 
 @dataclass(frozen=True)
 class RunIdentity:
-    """What a run must have in common with the checkpoint it resumes.
+    """What a run shares with the checkpoint it resumes.
 
     Attributes:
-        layout: plugin, precision, number of processes and parallel sizes; optimizer shards and masters belong to it.
-        data: rows, global batch and seed; the consumed samples are counted in them.
-        trained: what is trained (frozen parts, LoRA rank).
+        layout: plugin, precision, number of processes and parallel sizes. Another is fine; see ``checkpoint.masters``
+            and ``checkpoint.resharding``.
+        batch: rows of an optimizer step; another number is fine, because the data order does not depend on it.
+        data: rows, epochs and seed, in which the consumed samples are counted; must be the same.
+        trained: what is trained (frozen parts, LoRA rank) and how; must be the same.
+        defaults: values of ``data`` and ``trained`` for checkpoints of older versions, which lack them.
     """
 
     layout: dict[str, Any]
+    batch: dict[str, Any]
     data: dict[str, Any]
     trained: dict[str, Any] = field(default_factory=dict)
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+    def content(self) -> dict[str, dict[str, Any]]:
+        """What a checkpoint holds of it."""
+        return {"layout": self.layout, "batch": self.batch, "data": self.data, "trained": self.trained}
 
     def check(self, stored: dict[str, Any], source: Path) -> None:
         """Refuse to resume another run.
@@ -57,17 +64,29 @@ class RunIdentity:
         Raises:
             UserError: names every value that differs.
         """
-        differences = [
-            f"{key} was {stored[group].get(key)}, now {value}"
-            for group, values in asdict(self).items()
-            for key, value in values.items()
-            if stored.get(group, {}).get(key) != value
-        ]
+        differences = self._differences(stored, "data") + self._differences(stored, "trained")
         if differences:
             raise UserError(
                 f"--load_checkpoint {source}: cannot resume, {'; '.join(differences)}. Use the same settings, or start "
                 f"a new run from its weights with --load_checkpoint {source / MODELING}"
             )
+
+    def layout_changes(self, stored: dict[str, Any]) -> list[str]:
+        """How the layout of a checkpoint's ranks differs from this run's; empty where it is the same."""
+        return self._differences(stored, "layout")
+
+    def batch_changes(self, stored: dict[str, Any]) -> list[str]:
+        """How the batch of a checkpoint's steps differs from this run's; empty where it is the same."""
+        return self._differences(stored, "batch")
+
+    def _differences(self, stored: dict[str, Any], group: str) -> list[str]:
+        # Older versions had the batch among the data.
+        found = self.defaults | stored.get("data", {}) | stored.get(group, {})
+        return [
+            f"{key} was {found.get(key)}, now {value}"
+            for key, value in self.content()[group].items()
+            if found.get(key) != value
+        ]
 
 
 @dataclass(frozen=True)
@@ -144,6 +163,7 @@ class CheckpointManager:
         rank, world_size: of this process.
         finish_export: called on rank 0 with each modeling folder, to put tokenizer and such beside the weights.
         generators: further random generators to save, by name.
+        store: writes and reads the optimizer's state.
         lora: save adapters instead of the whole weights.
     """
 
@@ -159,6 +179,7 @@ class CheckpointManager:
         world_size: int,
         finish_export: Callable[[Path], None],
         generators: dict[str, Any],
+        store: OptimizerStore,
         lora: bool = False,
     ) -> None:
         self._save_dir = save_dir
@@ -171,6 +192,7 @@ class CheckpointManager:
         self._world_size = world_size
         self._finish_export = finish_export
         self._generators = generators
+        self._store = store
         self._lora = lora
 
     def save(self, state: TrainState) -> Path:
@@ -181,7 +203,7 @@ class CheckpointManager:
             self._write_model(folder / MODELING)
             self._write_optimizer(folder)
             if self._rank == 0:
-                content = asdict(state) | asdict(self._identity) | {"sample_start_index": state.consumed_samples}
+                content = asdict(state) | self._identity.content() | {"sample_start_index": state.consumed_samples}
                 (folder / RUNNING_STATES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
         self._publish(target, write)
@@ -194,23 +216,35 @@ class CheckpointManager:
         return target
 
     def load(self, folder: Path) -> TrainState:
-        """Restore optimizer, masters, schedule, loss scale and generators; the weights came with the model.
+        """Restore optimizer, masters, loss scale and generators; the weights came with the model.
+
+        On the layout that wrote the checkpoint the run goes on to the bit. On another one, states and masters are cut
+        anew for its ranks, and the generators, which are those of other ranks, are seeded anew by seed and step.
+        The learning-rate schedule follows from the samples consumed: see :meth:`schedule.TrainSchedule.position`.
 
         Raises:
-            UserError: the checkpoint belongs to another run or layout, or a file of it is missing.
+            UserError: the checkpoint belongs to another run, a file of it is missing, or it cannot change its layout.
         """
         stored = read_running_states(folder)
         self._identity.check(stored, folder)
+        state = TrainState.from_mapping(stored)
+        same_layout = not self._identity.layout_changes(stored)
         if not (folder / OPTIMIZER).is_dir():
             raise UserError(f"{folder / OPTIMIZER}: missing; resume from another checkpoint")
-        self._booster.load_optimizer(_stored_optimizer(self._optimizer), str(folder / OPTIMIZER))
+        if not same_layout:
+            check_reshardable(folder / OPTIMIZER, folder)
+        with keeping_settings(self._optimizer):
+            self._store.load(self._optimizer, folder / OPTIMIZER)
+        restore_step_counts(self._optimizer)
         self._booster.load_lr_scheduler(self._lr_scheduler, str(folder / LR_SCHEDULER))
-        load_masters(self._model, self._optimizer, folder / MASTERS, self._rank, self._world_size)
-        self._load_loss_scale(folder / LOSS_SCALE)
-        if not load_rng(folder / RNG, self._rank, self._generators):
+        load_masters(self._model, self._optimizer, folder, same_layout)
+        self._load_loss_scale(folder / LOSS_SCALE, same_layout)
+        if not same_layout:
+            reseed_rng(self._identity.data["seed"], state.global_step, self._generators)
+        elif not load_rng(folder / RNG, self._rank, self._generators):
             raise UserError(f"{folder / RNG}: no generator state of rank {self._rank}; resume from another checkpoint")
         _barrier()
-        return TrainState.from_mapping(stored)
+        return state
 
     def _publish(self, target: Path, write: Callable[[Path], None]) -> None:
         scratch = target.with_name(f".{target.name}.tmp")
@@ -235,9 +269,7 @@ class CheckpointManager:
             self._finish_export(folder)
 
     def _write_optimizer(self, folder: Path) -> None:
-        self._booster.save_optimizer(
-            _stored_optimizer(self._optimizer), str(folder / OPTIMIZER), shard=True, size_per_shard=OPTIMIZER_SHARD_MIB
-        )
+        self._store.save(self._optimizer, folder / OPTIMIZER)
         self._booster.save_lr_scheduler(self._lr_scheduler, str(folder / LR_SCHEDULER))
         save_masters(self._model, self._optimizer, folder / MASTERS, self._rank, self._world_size)
         save_rng(folder / RNG, self._rank, self._generators)
@@ -251,19 +283,18 @@ class CheckpointManager:
         if scaler is not None and self._rank == 0:
             torch.save(_scaler_state(scaler), path)
 
-    def _load_loss_scale(self, path: Path) -> None:
+    def _load_loss_scale(self, path: Path, same_layout: bool) -> None:
         import torch
 
         scaler = _loss_scaler(self._optimizer)
-        if scaler is None:
+        if scaler is None or not (same_layout or path.is_file()):  # another precision starts with a new scale
             return
-        for name, value in torch.load(path, map_location=_scaler_device(scaler), weights_only=True).items():
+        stored = torch.load(path, map_location=_scaler_device(scaler), weights_only=True)
+        if not same_layout:
+            _carry_scale(scaler, stored)
+            return
+        for name, value in stored.items():
             setattr(scaler, name, value)
-
-
-def _stored_optimizer(optimizer: Any) -> Any:
-    """The wrapper whose state the Booster can store: under torch's AMP (ddp in fp16) there are two."""
-    return optimizer.optim if hasattr(optimizer.optim, "optim") else optimizer
 
 
 def _loss_scaler(optimizer: Any) -> Any:
@@ -278,6 +309,19 @@ def _loss_scaler(optimizer: Any) -> Any:
 def _scaler_state(scaler: Any) -> dict[str, Any]:
     """All that changes in a scaler. Colossal-AI's own state_dict leaves the step counters out."""
     return {name: getattr(scaler, name) for name in _SCALER_FIELDS if hasattr(scaler, name)}
+
+
+def _carry_scale(scaler: Any, stored: dict[str, Any]) -> None:
+    """Go on with another scaler's scale; the step counters, which the kinds of scalers do not share, start anew.
+
+    On a machine without a GPU torch's scaler (ddp) is switched off: it has no scale, and stores none.
+    """
+    if "_scale" not in stored or not hasattr(scaler, "_scale"):
+        return
+    if scaler._scale is None:  # torch's, which makes its tensors when first used
+        scaler._init_scale = float(stored["_scale"])
+    else:
+        scaler._scale.fill_(float(stored["_scale"]))
 
 
 def _scaler_device(scaler: Any) -> Any:

@@ -27,6 +27,26 @@ def save_rng(folder: Path, rank: int, extra: dict[str, Any]) -> None:
     torch.save(states, _rng_path(folder, rank))
 
 
+def reseed_rng(seed: int, step: int, extra: dict[str, Any]) -> None:
+    """Seed all generators by the run's seed and the steps done, the same on every rank.
+
+    For runs that go on with other ranks than those whose states are stored. A generator of ``extra`` keeps what tells
+    its rank from others: its own first seed.
+    """
+    import numpy as np
+    import torch
+
+    def mixed(first: int) -> int:
+        # 63 bits: torch takes no more.
+        return int(np.random.SeedSequence([first, step]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+    random.seed(mixed(seed))
+    np.random.seed(mixed(seed) % 2**32)
+    torch.manual_seed(mixed(seed))
+    for generator in extra.values():
+        generator.manual_seed(mixed(generator.initial_seed()))
+
+
 def load_rng(folder: Path, rank: int, extra: dict[str, Any]) -> bool:
     """Restore this rank's generator states; False where the checkpoint has none for it."""
     import numpy as np

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from colossal_llama.commands.train_update import (
+    add_adapters,
+    build_fingerprint_writer,
+    build_optimizer,
+    build_optimizer_store,
+    build_schedule,
+    check_new_rows,
+    freeze_old_rows,
+    update_settings,
+)
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.io import write_config
 from colossal_llama.config.train import TrainConfig
@@ -54,10 +64,13 @@ class Inputs:
 def train(config: TrainConfig) -> None:
     """Run one stage from configuration to exported weights."""
     from colossal_llama.distributed.launch import launch, shut_down, world_size_from_environment
+    from colossal_llama.optim import check_optimizer
     from colossal_llama.plugins import PLUGINS, build_options
 
     spec = PLUGINS.get(config.plugin)
-    spec.check(build_options(config, on_host=True, flash_attention=False), world_size_from_environment())
+    options = build_options(config, on_host=True, flash_attention=False)
+    spec.check(options, world_size_from_environment())
+    check_optimizer(config.optimizer, spec.weight_form(options), config.plugin)
     inputs = check_inputs(config)
     env = launch(config.seed)
     try:
@@ -73,10 +86,12 @@ def check_inputs(config: TrainConfig) -> Inputs:
         UserError: a folder is missing, holds the wrong thing, or would be overwritten.
     """
     from colossal_llama.checkpoint.manager import ResumePoint, existing_checkpoints, locate_checkpoint
+    from colossal_llama.model.base_fingerprint import check_base
     from colossal_llama.model.loader import read_model_config
 
     pretrained = Path(config.pretrained)
     model_config = read_model_config(pretrained, "--pretrained")
+    check_new_rows(config, model_config)
     point = ResumePoint(folder=None, weights=pretrained)
     adapter = None
     if config.load_checkpoint is not None:
@@ -88,6 +103,8 @@ def check_inputs(config: TrainConfig) -> Inputs:
             raise UserError(
                 f"--load_checkpoint {adapter}: holds LoRA adapters; give the --lora_rank they were trained with"
             )
+        else:
+            check_base(adapter, pretrained, "--pretrained")
     old = existing_checkpoints(Path(config.save_dir))
     if old and point.folder is None and not config.overwrite and not config.benchmark:
         raise UserError(
@@ -106,11 +123,12 @@ def check_same_model(expected: dict[str, Any], found: dict[str, Any], folder: Pa
     """
     keys = (
         "model_type", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "vocab_size",
+        "num_key_value_heads", "vocab_size", "num_local_experts", "n_routed_experts", "n_embd",
+        "n_inner", "n_layer", "n_head", "ffn_dim", "num_kv_heads",
     )  # fmt: skip
-    differing = [
-        f"{key} {found.get(key)} instead of {expected.get(key)}" for key in keys if found.get(key) != expected.get(key)
-    ]
+    # Saved again by transformers, a configuration has keys that it lacked before, with the values it had by default.
+    shared = [key for key in keys if key in expected and key in found]
+    differing = [f"{key} {found[key]} instead of {expected[key]}" for key in shared if found[key] != expected[key]]
     if differing:
         raise UserError(f"--load_checkpoint {folder}: a checkpoint of another model: {', '.join(differing)}")
 
@@ -150,6 +168,8 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
     from colossal_llama.plugins.steps import Boosted, build_step
 
     setting = build_setting(config, spec, inputs, env)
+    identity = build_identity(setting)
+    check_same_run(identity, inputs)
     announce(setting)
     if config.overwrite and inputs.resume_from is None and env.is_main:
         discard_checkpoints(Path(config.save_dir))
@@ -160,14 +180,15 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
         model=model,
         optimizer=optimizer,
         lr_scheduler=lr_scheduler,
-        identity=build_identity(setting),
+        identity=identity,
         rank=env.rank,
         world_size=env.world_size,
         finish_export=finish,
         generators=attach_neftune(setting, model),
         lora=config.lora_rank > 0,
+        store=build_optimizer_store(setting, booster),
     )
-    state = start_state(inputs, manager, env)
+    state = start_state(setting, manager, identity, lr_scheduler)
     if env.is_main:
         write_config(config, Path(config.config_file))
     step = build_step(Boosted(booster, model, optimizer, setting.layout, spec, setting.options, env.device))
@@ -178,12 +199,14 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
 
 def build_setting(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEnv) -> Setting:
     """Everything that must exist before the model is loaded."""
-    from colossal_llama.plugins import build_options, check_document_mask
+    from colossal_llama.plugins import build_options, check_document_mask, check_model, read_architecture
     from colossal_llama.schedule import TrainSchedule
 
     options = build_options(config, on_host=env.device == "cpu", flash_attention=use_flash_attention(config, env))
+    architecture = read_architecture(config.pretrained, inputs.model_config)
+    check_model(config.plugin, spec, options, config.pretrained, architecture, config.max_length)
     plugin = spec.make(options)
-    layout = spec.layout(plugin, options)
+    layout = replace(spec.layout(plugin, options), vocab_size=architecture.vocab_size)
     tokenizer, pad_token_id = build_tokenizer(config, inputs)
     rows = build_rows(config, inputs, tokenizer)
     document_mask = use_document_mask(config, rows, env)
@@ -299,12 +322,10 @@ def announce(setting: Setting) -> None:
 def build_boosted(setting: Setting) -> tuple[Any, Any, Any, Any, Callable[[Path], None]]:
     """Booster, model, optimizer and schedule, and what completes an exported folder."""
     from colossal_llama.checkpoint.export import finish_export
-    from colossal_llama.model.lora import add_lora, bare_model
+    from colossal_llama.model.lora import bare_model
     from colossal_llama.model.rope import restore_rope_precision
-    from colossal_llama.optim import build_lr_scheduler, build_optimizer
     from colossal_llama.plugins import build_booster
 
-    config, schedule = setting.config, setting.schedule
     model = build_model(setting)
     end_token_id = adopt_chat_template(setting.tokenizer, setting.rows)
     if end_token_id is not None:
@@ -314,12 +335,13 @@ def build_boosted(setting: Setting) -> tuple[Any, Any, Any, Any, Callable[[Path]
         tokenizer=setting.tokenizer,
         generation_config=model.generation_config,
         vocab_size=setting.inputs.model_config["vocab_size"],
+        write_more=build_fingerprint_writer(setting),
     )
     booster = build_booster(setting.plugin, setting.spec, setting.options)
-    if config.lora_rank:
-        model = add_lora(booster, model, config.lora_rank, setting.inputs.adapter)
-    optimizer = build_optimizer(model.parameters(), config.lr, config.weight_decay)
-    lr_scheduler = build_lr_scheduler(optimizer, schedule.total_steps, schedule.resolved_warmup_steps)
+    model = add_adapters(setting, booster, model)
+    freeze_old_rows(setting, model)
+    optimizer = build_optimizer(setting.config, model)
+    lr_scheduler = build_schedule(setting, optimizer)
     model, optimizer, _, _, lr_scheduler = booster.boost(model, optimizer, lr_scheduler=lr_scheduler)
     restore_rope_precision(bare_model(model))
     return booster, model, optimizer, lr_scheduler, finish
@@ -341,35 +363,12 @@ def build_model(setting: Setting) -> Any:
         "fp32" if spec.keeps_fp32_weights else config.mixed_precision,
         attention,
     )
-    check_tensor_parallel(model.config, options, config.pretrained)
     if config.freeze_non_embeds_params:
         trainable, total = freeze_non_embedding_parameters(model)
         setting.env.say(f"training the embeddings only: {trainable:,} of {total:,} parameters")
     if config.use_grad_checkpoint:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model
-
-
-def check_tensor_parallel(model_config: Any, options: PluginOptions, pretrained: str) -> None:
-    """Refuse sizes that tensor and sequence parallelism cannot split evenly.
-
-    Raises:
-        UserError: names the size that does not divide.
-    """
-    for name, size in (("--tp", options.tp), ("--sp", options.sp)):
-        heads = getattr(model_config, "num_key_value_heads", None) or model_config.num_attention_heads
-        if heads % size or model_config.num_attention_heads % size:
-            raise UserError(
-                f"{name} {size} does not divide the model's {model_config.num_attention_heads} attention heads and "
-                f"{heads} key/value heads"
-            )
-    if model_config.vocab_size % options.tp:
-        raise UserError(
-            f"--tp {options.tp} does not divide the vocabulary of {model_config.vocab_size}, and Colossal-AI cannot "
-            f"save padded vocabularies; pad {pretrained} with init_model.py --pad_to_multiple_of 64"
-        )
-    if options.pp > model_config.num_hidden_layers:
-        raise UserError(f"--pp {options.pp} exceeds the model's {model_config.num_hidden_layers} layers")
 
 
 def attach_neftune(setting: Setting, model: Any) -> dict[str, Any]:
@@ -394,6 +393,7 @@ def build_identity(setting: Setting) -> RunIdentity:
 
     config, schedule = setting.config, setting.schedule
     is_3d = config.plugin == "3d"
+    rows = setting.rows.fingerprint()
     return RunIdentity(
         layout={
             "plugin": config.plugin,
@@ -405,9 +405,10 @@ def build_identity(setting: Setting) -> RunIdentity:
             "sp_mode": config.sp_mode if config.enable_sequence_parallelism else None,
             "zero": config.zero if is_3d else None,
         },
+        batch={"global_batch": schedule.global_batch},
         data={
             "num_samples": schedule.num_samples,
-            "global_batch": schedule.global_batch,
+            "rows": rows,
             "num_epochs": schedule.num_epochs,
             "seed": config.seed,
             # None as in checkpoints from before this flag.
@@ -417,28 +418,62 @@ def build_identity(setting: Setting) -> RunIdentity:
             "freeze_non_embeds_params": config.freeze_non_embeds_params,
             "use_neft": config.use_neft,
             "lora_rank": config.lora_rank,
+            **update_settings(config),
         },
+        defaults={"rows": rows, **update_settings(None)},
     )
 
 
-def start_state(inputs: Inputs, manager: CheckpointManager, env: DistEnv) -> TrainState:
-    """A fresh state, or the one that is resumed."""
+def check_same_run(identity: RunIdentity, inputs: Inputs) -> None:
+    """Refuse to resume another run, before its model is loaded.
+
+    Raises:
+        UserError: names what differs.
+    """
+    from colossal_llama.checkpoint.manager import read_running_states
+
+    if inputs.resume_from is not None:
+        identity.check(read_running_states(inputs.resume_from), inputs.resume_from)
+
+
+def start_state(setting: Setting, manager: CheckpointManager, identity: RunIdentity, lr_scheduler: Any) -> TrainState:
+    """A fresh state, or the one that is resumed; says what a resumed run does not share with the one before."""
+    from colossal_llama.checkpoint.manager import read_running_states
+    from colossal_llama.optim import seek_lr_scheduler
     from colossal_llama.state import TrainState
 
-    if inputs.resume_from is None:
+    checkpoint, schedule, env = setting.inputs.resume_from, setting.schedule, setting.env
+    if checkpoint is None:
         return TrainState()
-    state = manager.load(inputs.resume_from)
-    env.say(f"resumed {inputs.resume_from}: epoch {state.epoch}, {state.global_step} steps done")
+    state = manager.load(checkpoint)
+    position = schedule.position(state.epoch, state.consumed_samples)
+    seek_lr_scheduler(lr_scheduler, position)
+    env.say(f"resumed {checkpoint}: epoch {state.epoch}, {state.global_step} steps done")
+    stored = read_running_states(checkpoint)
+    changes = identity.layout_changes(stored)
+    if changes:
+        env.say(
+            f"another layout of ranks ({'; '.join(changes)}): weights, optimizer and data position are kept, random "
+            "generators are seeded anew from --seed and the step"
+        )
+    batch_changes = identity.batch_changes(stored)
+    if batch_changes:
+        env.say(
+            f"another batch ({'; '.join(batch_changes)}): no row is repeated or left out, the learning rate goes on at "
+            f"{position} of {schedule.total_steps} steps of {schedule.global_batch} rows"
+        )
     return state
 
 
-def build_writers(setting: Setting, first_step: int) -> list[Any]:
+def build_writers(setting: Setting, state: TrainState) -> list[Any]:
     """Metric writers on rank 0, none elsewhere."""
     from colossal_llama.metrics.writers import JsonlWriter, ProgressWriter, TensorBoardWriter
 
     if not setting.env.is_main:
         return []
-    progress = ProgressWriter(setting.schedule.total_steps, first_step)
+    first_step = state.global_step
+    last_step = first_step + setting.schedule.remaining_steps(state.epoch, state.consumed_samples)
+    progress = ProgressWriter(last_step, first_step)
     if setting.config.benchmark:
         return [progress]
     folder = Path(setting.config.tensorboard_dir)
@@ -461,7 +496,7 @@ def fit(setting: Setting, step: TrainStep, lr_scheduler: Any, state: TrainState,
     )
     sampler = BucketSampler(rows.bucket_sizes, config.seed)
     loader = StepLoader(rows, sampler, collate, setting.schedule, setting.layout.data_rank)
-    tracker = MetricTracker(build_writers(setting, state.global_step))
+    tracker = MetricTracker(build_writers(setting, state))
     trainer = Trainer(
         step=step,
         lr_scheduler=lr_scheduler,

@@ -17,6 +17,9 @@ IDS, LABELS, LEARNED, LENGTHS = "input_ids", "labels", "learned", "seq_lengths"
 """Columns. What is learned stands in LEARNED (start and end of each learned stretch), or, in folders of other
 programs, in LABELS (an id or IGNORE_INDEX for each token, four bytes each)."""
 
+HASHED_ROWS = 64
+"""Rows of a part whose content goes into its fingerprint."""
+
 
 def labels_of(input_ids: np.ndarray, learned: np.ndarray) -> np.ndarray:
     """Labels of a row: its ids where it is learned, ``IGNORE_INDEX`` elsewhere; not shifted.
@@ -72,6 +75,14 @@ class PartRows:
         """Reads every id: for parts without a manifest only."""
         ids = [chunk[IDS][0] for chunk in self._chunks]
         return max((int(values.max()) for values in ids if len(values)), default=-1)
+
+    def hash_into(self, digest: Any) -> None:
+        """Update a hash with the lengths of all rows and the content of :data:`HASHED_ROWS` of them, evenly spread."""
+        for chunk in self._chunks:
+            digest.update(np.diff(chunk[IDS][1]).astype(np.int64).tobytes())
+        for index in np.unique(np.linspace(0, self.rows - 1, min(self.rows, HASHED_ROWS)).astype(int)).tolist():
+            for _, values in sorted(self.row(index).items()):
+                digest.update(values.tobytes())
 
     def row_with_wrong_lengths(self) -> tuple[int, int, int] | None:
         """The first row whose documents do not add up: its number, tokens and the sum of its document lengths."""
@@ -174,6 +185,19 @@ class PackedDataset:
         self.manifests = [_manifest_of(folder, self._flag) for folder in self.parts]
         self.bucket_sizes = [part.rows for part in self._parts]
         self._starts = np.cumsum([0, *self.bucket_sizes])
+
+    def fingerprint(self) -> str:
+        """Tells these rows in this order from others, without reading all of them: 16 hexadecimal digits.
+
+        It knows the number of rows of each part, the length of every row and the content of some.
+        """
+        import xxhash
+
+        digest = xxhash.xxh3_64()
+        for part in self._parts:
+            digest.update(f"part of {part.rows} rows".encode())
+            part.hash_into(digest)
+        return digest.hexdigest()
 
     @property
     def has_seq_lengths(self) -> bool:

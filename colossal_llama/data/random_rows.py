@@ -35,5 +35,9 @@ class RandomRows:
         ends = np.arange(DOCUMENTS + 1, dtype=np.int32) * self._length // DOCUMENTS
         return {"input_ids": ids, "labels": ids.copy(), "seq_lengths": np.diff(ends)}
 
+    def fingerprint(self) -> str:
+        """What the rows follow from."""
+        return f"random-{self._seed}-{self._length}-{self._vocab_size}"
+
     def check_documents(self) -> None:
         """They add up."""

@@ -20,6 +20,8 @@ no barrier after saving (checkpoint_io)                        ``checkpoint.mana
 gradients of shared (tied) parameters summed again at every    ``plugins.steps.PipelineStep``: all micro-batches
 ``execute_pipeline`` of an accumulation                        of a step go through one pipeline call
 (hybrid_parallel_plugin.py, ``sync_shared_params``)
+pipeline stages keep the shapes of the first step when rows    ``plugins.steps.PipelineStep``: shapes are announced
+become longer or shorter (one_f_one_b.py, ``load_batch``)      anew when the length changes
 loss rounded to bf16 without tensor parallelism                ``plugins.loss``: cross entropy in fp32
 =============================================================  ==============================================
 """
@@ -41,6 +43,8 @@ def apply() -> None:
     _fix_adam_clipping_of_bf16_gradients()
     _fix_gradient_norm_of_empty_stage()
     _fix_safetensors_of_tied_weights()
+    _fix_padding_of_layers_that_peft_wraps()
+    _fix_gemini_loading_of_step_counts()
     _applied = True
 
 
@@ -181,3 +185,44 @@ def _fix_safetensors_of_tied_weights() -> None:
         save(state_dict, checkpoint_file_path, use_safetensors)
 
     utils.save_state_dict = save_without_aliases
+
+
+def _fix_padding_of_layers_that_peft_wraps() -> None:
+    """shardformer/layer/linear.py:655 and embedding.py:223: without tensor parallelism, plugin ``3d`` replaces the
+    output embedding, and a tied input embedding, by layers that pad the vocabulary. They read the sizes off the layer,
+    which peft's wrapper around a layer that is trained beside adapters does not have.
+
+    Wrapped layers are kept as they are, because no padding is asked for.
+    """
+    from colossalai.shardformer.layer import PaddingEmbedding, PaddingLMHead
+    from peft.utils import ModulesToSaveWrapper
+
+    def keeping(convert: Any) -> Any:
+        def from_native_module(module: Any, *args: Any, **kwargs: Any) -> Any:
+            return module if isinstance(module, ModulesToSaveWrapper) else convert(module, *args, **kwargs)
+
+        return staticmethod(from_native_module)
+
+    for layer_class in (PaddingEmbedding, PaddingLMHead):
+        layer_class.from_native_module = keeping(layer_class.from_native_module)
+
+
+def _fix_gemini_loading_of_step_counts() -> None:
+    """zero/gemini/gemini_optimizer.py:755: loading asserts that every state is a tensor, as Gemini's own checkpoints
+    have it, but the step counts in those of the other plugins are integers.
+
+    They become tensors first.
+    """
+    import torch
+    from colossalai.zero.gemini.gemini_optimizer import GeminiOptimizer
+
+    load = GeminiOptimizer.load_single_param_states
+
+    def load_tensors(self: Any, param_id: int, saved_states: dict[str, Any]) -> None:
+        tensors = {
+            name: value if isinstance(value, torch.Tensor) else torch.tensor(float(value))
+            for name, value in saved_states.items()
+        }
+        load(self, param_id, tensors)
+
+    GeminiOptimizer.load_single_param_states = load_tensors

@@ -32,12 +32,14 @@ class TensorBoardWriter:
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else None)
+        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def write(self, step: int, metrics: Metrics) -> None:
         """See :class:`MetricWriter`."""
         for name, value in metrics.items():
             self._writer.add_scalar(f"train/{name}", value, step)
+        # A killed run must not lack steps that its last checkpoint has; unasked, two minutes' worth is held back.
+        self._writer.flush()
 
     def close(self) -> None:
         """See :class:`MetricWriter`."""

@@ -39,10 +39,11 @@ def load_model(folder: Path, flag: str, precision: str, attn_implementation: str
         folder: Hugging Face model folder.
         flag: the flag that named it, for messages.
         precision: ``fp32``, ``bf16`` or ``fp16``: dtype of the parameters.
-        attn_implementation: ``sdpa``, ``eager`` or ``flash_attention_2``.
+        attn_implementation: ``sdpa``, ``eager`` or ``flash_attention_2``. Architectures that transformers gives no
+            SDPA (GPT-J, Bloom) take eager attention instead.
 
     Raises:
-        UserError: the folder holds no loadable causal LM.
+        UserError: the folder holds no loadable causal LM, or its architecture has no flash attention.
     """
     import torch
 
@@ -51,14 +52,32 @@ def load_model(folder: Path, flag: str, precision: str, attn_implementation: str
     if (folder / ADAPTER_CONFIG_FILE).is_file():
         return _load_with_adapter(folder, flag, precision, attn_implementation)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    model = load_causal_lm(folder, flag, dtype, attn_implementation)
+    model = load_causal_lm(folder, flag, dtype, _supported_attention(folder, flag, attn_implementation))
     model.config.use_cache = False
     model.train()
     return model
 
 
+def _supported_attention(folder: Path, flag: str, wanted: str) -> str:
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    model_type = read_model_config(folder, flag)["model_type"]
+    # Its get() does not know what it has not loaded yet.
+    config_class = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None  # noqa: SIM401
+    model_class = AutoModelForCausalLM._model_mapping.get(config_class, None)
+    if wanted == "sdpa" and model_class is not None and not model_class._supports_sdpa:
+        return "eager"
+    if wanted == "flash_attention_2" and model_class is not None and not model_class._supports_flash_attn_2:
+        raise UserError(
+            f"--use_flash_attn does not work with {flag} {folder}: transformers has no flash attention for "
+            f"{model_class.__name__}; leave it away"
+        )
+    return wanted
+
+
 def _load_with_adapter(folder: Path, flag: str, precision: str, attn_implementation: str) -> Any:
-    from peft import PeftModel
+    from colossal_llama.model.lora import merge_adapter
 
     base = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path", "")
     if not Path(base).is_dir():
@@ -66,7 +85,7 @@ def _load_with_adapter(folder: Path, flag: str, precision: str, attn_implementat
             f"{flag} {folder}: its {ADAPTER_CONFIG_FILE} names the base model {base!r}, which is no folder here"
         )
     model = load_model(Path(base), flag, precision, attn_implementation)
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    return merge_adapter(model, folder, flag)
 
 
 def check_vocabulary(model_config: dict[str, Any], tokenizer_size: int, folder: Path) -> None:

@@ -1,49 +1,187 @@
-"""LoRA adapters (Hu et al. 2021, arXiv:2106.09685) on all linear layers of the decoder, by peft."""
+"""LoRA adapters (Hu et al. 2021, arXiv:2106.09685) by peft: made for training, and merged into plain weights."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from colossal_llama.errors import UserError
 
-LORA_ALPHA = 32
-LORA_DROPOUT = 0.1
-TARGET_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""All linear layers of a Llama's decoder."""
 
 
-def add_lora(booster: Any, model: Any, rank: int, adapter: Path | None) -> Any:
+@dataclass(frozen=True)
+class LoraOptions:
+    """New adapters.
+
+    Attributes:
+        rank: rank of the two factors.
+        alpha: the product of the factors is multiplied by alpha / rank.
+        dropout: share of an adapter's inputs that is dropped in training.
+        target_modules: last names of the layers that get adapters.
+        modules_to_save: last names of layers that are trained whole beside them.
+    """
+
+    rank: int
+    alpha: int = 32
+    dropout: float = 0.1
+    target_modules: Sequence[str] = TARGET_MODULES
+    modules_to_save: Sequence[str] = ()
+
+
+def add_lora(booster: Any, model: Any, options: LoraOptions, adapter: Path | None) -> Any:
     """Wrap a model for LoRA training, before it is boosted.
 
     Args:
         booster: its plugin must support LoRA.
         model: a causal LM; its own weights are frozen.
-        rank: rank of new adapters.
+        options: the adapters.
         adapter: folder of adapters to go on from, or None for new ones.
 
     Raises:
-        UserError: the adapter does not fit the model or has another rank.
+        UserError: the model has no such layers, ties one that is trained to one that is not, or the adapter does not
+            fit the model or the options.
     """
     from peft import LoraConfig
 
+    _check_names(model, options)
     if adapter is None:
         config = LoraConfig(
             task_type="CAUSAL_LM",
-            r=rank,
-            lora_alpha=LORA_ALPHA,
-            lora_dropout=LORA_DROPOUT,
-            target_modules=TARGET_MODULES,
+            r=options.rank,
+            lora_alpha=options.alpha,
+            lora_dropout=options.dropout,
+            target_modules=list(options.target_modules),
+            modules_to_save=list(options.modules_to_save) or None,
         )
-        return booster.enable_lora(model, lora_config=config)
-    try:
-        wrapped = booster.enable_lora(model, pretrained_dir=str(adapter))
-    except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"--load_checkpoint {adapter}: the adapter does not fit the model ({reason})") from error
-    found = wrapped.peft_config["default"].r
-    if found != rank:
-        raise UserError(f"--load_checkpoint {adapter}: adapters of rank {found}, not --lora_rank {rank}")
+        wrapped = booster.enable_lora(model, lora_config=config)
+    else:
+        try:
+            wrapped = booster.enable_lora(model, pretrained_dir=str(adapter))
+        except (RuntimeError, ValueError) as error:
+            raise _misfit("--load_checkpoint", adapter, error) from error
+        _check_adapter(wrapped.peft_config["default"], options, adapter)
+    if _ties_embeddings(model):
+        _tie_copies(model)
     return wrapped
+
+
+def _check_names(model: Any, options: LoraOptions) -> None:
+    import torch
+
+    linear, every = set(), set()
+    for name, module in model.named_modules():
+        every.add(name.rpartition(".")[2])
+        if isinstance(module, torch.nn.Linear):
+            linear.add(name.rpartition(".")[2])
+    for flag, wanted, known in (
+        ("--lora_target_modules", options.target_modules, linear),
+        ("--lora_modules_to_save", options.modules_to_save, every),
+    ):
+        unknown = [name for name in wanted if name not in known]
+        if unknown:
+            shown = sorted(name for name in known if name and not name.isdigit())
+            raise UserError(f"{flag} {unknown[0]}: the model has no such layer; it has {', '.join(shown)}")
+    both = set(options.target_modules) & set(options.modules_to_save)
+    if both:
+        raise UserError(f"--lora_modules_to_save {sorted(both)[0]}: also in --lora_target_modules; name it once")
+    embeddings = _embedding_names(model)
+    saved = [name for name in embeddings if name in options.modules_to_save]
+    adapted = [name for name in embeddings if name in options.target_modules]
+    if _ties_embeddings(model) and adapted:
+        raise UserError(
+            f"--lora_target_modules {adapted[0]}: the model ties it to its input embedding, which an adapter would "
+            f"untie; train both whole with --lora_modules_to_save {' '.join(embeddings)}"
+        )
+    if _ties_embeddings(model) and saved and len(saved) < len(embeddings):
+        raise UserError(
+            f"--lora_modules_to_save {saved[0]}: the model ties its input to its output embedding; name both: "
+            f"{' '.join(embeddings)}"
+        )
+
+
+def _check_adapter(config: Any, options: LoraOptions, adapter: Path) -> None:
+    """Refuse to go on with adapters that are not what the flags say.
+
+    Raises:
+        UserError: names the flag, what it says and what the adapters were made with.
+    """
+    for flag, found, wanted in (
+        ("--lora_rank", config.r, options.rank),
+        ("--lora_alpha", config.lora_alpha, options.alpha),
+        ("--lora_dropout", config.lora_dropout, options.dropout),
+        ("--lora_target_modules", _listed(config.target_modules), _listed(options.target_modules)),
+        ("--lora_modules_to_save", _listed(config.modules_to_save), _listed(options.modules_to_save)),
+    ):
+        if found != wanted:
+            raise UserError(f"--load_checkpoint {adapter}: the adapters were made with {flag} {found}, not {wanted}")
+
+
+def _listed(names: Any) -> str:
+    """Names of layers in one order; peft also knows a pattern instead of them."""
+    return names if isinstance(names, str) else " ".join(sorted(names or ())) or "unset"
+
+
+def _misfit(flag: str, adapter: Path, error: Exception) -> UserError:
+    reason = " ".join(str(error).split())[:300]
+    return UserError(f"{flag} {adapter}: the adapter does not fit the model ({reason})")
+
+
+def _ties_embeddings(model: Any) -> bool:
+    return bool(model.config.tie_word_embeddings) and model.get_output_embeddings() is not None
+
+
+def _embedding_names(model: Any) -> list[str]:
+    """Last names of the input and the output embedding."""
+    modules = (model.get_input_embeddings(), model.get_output_embeddings())
+    return [
+        name.rpartition(".")[2]
+        for module in modules
+        for name, candidate in model.named_modules()
+        if candidate is module
+    ]
+
+
+def _tie_copies(model: Any) -> None:
+    """Tie the trainable copies that peft made of tied embeddings; it copies each for itself."""
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    if hasattr(inputs, "modules_to_save") and hasattr(outputs, "modules_to_save"):
+        outputs.modules_to_save["default"].weight = inputs.modules_to_save["default"].weight
+
+
+def merge_adapter(model: Any, adapter: Path, flag: str) -> Any:
+    """The model with LoRA adapters added to its weights, as plain as it was before, in its own dtype.
+
+    Each weight becomes weight + alpha / rank * B @ A, computed in fp32 and rounded once.
+
+    Args:
+        model: the causal LM that the adapters were trained on.
+        adapter: folder of the adapters.
+        flag: the flag that named it, for messages.
+
+    Raises:
+        UserError: the adapters do not fit the model.
+    """
+    import torch
+    from peft import PeftModel
+
+    dtype = model.dtype
+    try:
+        with torch.no_grad():
+            merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise _misfit(flag, adapter, error) from error
+    merged = merged.to(dtype)
+    if _ties_embeddings(merged):
+        inputs, outputs = merged.get_input_embeddings(), merged.get_output_embeddings()
+        if torch.equal(inputs.weight, outputs.weight):
+            merged.tie_weights()
+        else:  # adapters made elsewhere, with one of the two trained
+            merged.config.tie_word_embeddings = False
+    return merged
 
 
 def bare_model(boosted: Any) -> Any:

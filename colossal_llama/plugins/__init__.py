@@ -8,8 +8,10 @@ from colossal_llama.plugins.base import (
     PluginSpec,
     build_booster,
     build_options,
+    first_replica,
 )
 from colossal_llama.plugins.documents import check_document_mask
+from colossal_llama.plugins.models import check_model, read_architecture
 
 __all__ = [
     "PLUGINS",
@@ -19,4 +21,7 @@ __all__ = [
     "build_booster",
     "build_options",
     "check_document_mask",
+    "check_model",
+    "first_replica",
+    "read_architecture",
 ]

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from colossal_llama.constants import WHOLE
 from colossal_llama.errors import UserError
 from colossal_llama.registry import Registry
 
@@ -60,6 +61,8 @@ class ParallelLayout:
         tp_group: group over which the vocabulary is split, or None.
         pp_group: pipeline group, or None.
         is_last_stage: whether this rank computes the loss.
+        vocab_size: rows of the model's embeddings. Logits of this width are whole although there is a ``tp_group``:
+            some of Colossal-AI's policies gather them (Mixtral's).
     """
 
     data_rank: int
@@ -70,6 +73,7 @@ class ParallelLayout:
     tp_group: Any = None
     pp_group: Any = None
     is_last_stage: bool = True
+    vocab_size: int = 0
 
 
 def world_layout(plugin: Any, options: PluginOptions) -> ParallelLayout:
@@ -77,6 +81,21 @@ def world_layout(plugin: Any, options: PluginOptions) -> ParallelLayout:
     import torch.distributed as dist
 
     return ParallelLayout(data_rank=dist.get_rank(), data_size=dist.get_world_size())
+
+
+def first_replica(layout: ParallelLayout) -> int:
+    """The first of the ranks with the same weights as this one, where nothing is sharded over data-parallel ranks.
+
+    They are the ranks over which gradients are averaged.
+    """
+    import torch.distributed as dist
+
+    return dist.get_global_rank(layout.token_group, 0) if layout.token_group is not None else 0
+
+
+def shows_whole_weights(options: PluginOptions) -> str:
+    """The form of weights of a plugin whose optimizer sees whole matrices."""
+    return WHOLE
 
 
 def accept_any(options: PluginOptions, world_size: int) -> None:
@@ -96,6 +115,9 @@ class PluginSpec:
         clips_gradients: the plugin clips; otherwise the step does.
         can_skip_sync: supports ``no_sync``, so that accumulation communicates once.
         shards_attention: Colossal-AI replaces the attention and brings its own flash attention.
+        rewrites_model: Colossal-AI changes the model by a policy for its architecture.
+        cannot_train: architectures (``model_type``) that fail in the plugin, in every layout.
+        weight_form: what the optimizer sees of a weight matrix: :data:`constants.WHOLE` and its like.
     """
 
     summary: str
@@ -106,6 +128,9 @@ class PluginSpec:
     clips_gradients: bool = True
     can_skip_sync: bool = False
     shards_attention: bool = False
+    rewrites_model: bool = False
+    cannot_train: frozenset[str] = frozenset()
+    weight_form: Callable[[PluginOptions], str] = shows_whole_weights
 
 
 PLUGINS: Registry[PluginSpec] = Registry("plugin")

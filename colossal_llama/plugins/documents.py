@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
     from colossal_llama.plugins.base import PluginOptions, PluginSpec
 
+PADDING_MASK_ONLY = frozenset({"bloom", "mpt", "gpt2", "gpt_bigcode"})
+"""Architectures whose code in transformers 4.51 flattens the mask, or makes ALiBi's bias of it (as Falcon's does where
+its configuration says ``alibi``), and so takes none of documents."""
+
 
 def check_document_mask(
     plugin: str, spec: PluginSpec, options: PluginOptions, model_config: dict[str, Any], max_length: int
@@ -39,6 +43,11 @@ def check_document_mask(
             f"--document_mask does not work with --use_flash_attn in --plugin {plugin}: Colossal-AI's flash attention "
             "takes no mask of documents; leave --use_flash_attn away, use zero2, zero2_cpu or ddp, or add "
             "--document_mask off"
+        )
+    if model_config.get("alibi") or model_config["model_type"] in PADDING_MASK_ONLY:
+        raise UserError(
+            f"--document_mask does not work with --pretrained of type {model_config['model_type']}: transformers takes "
+            "no mask but one of padding there; add --document_mask off"
         )
     window = model_config.get("sliding_window") if model_config.get("use_sliding_window", True) else None
     if window is not None and window < max_length and not takes_boundaries(spec, options):

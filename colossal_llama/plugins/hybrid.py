@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from colossal_llama.constants import FLAT, SPLIT, WHOLE
 from colossal_llama.errors import UserError
 from colossal_llama.plugins.base import PLUGINS, ParallelLayout, PluginOptions, PluginSpec, refuse_lora
 
@@ -97,6 +98,13 @@ def _layout(plugin: Any, options: PluginOptions) -> ParallelLayout:
     )
 
 
+def _weight_form(options: PluginOptions) -> str:
+    # ZeRO flattens also what it leaves on one rank.
+    if options.zero_stage > 0:
+        return FLAT
+    return SPLIT if options.tp > 1 else WHOLE
+
+
 PLUGINS.add(
     "3d",
     PluginSpec(
@@ -105,5 +113,7 @@ PLUGINS.add(
         check=_check,
         layout=_layout,
         shards_attention=True,
+        rewrites_model=True,
+        weight_form=_weight_form,
     ),
 )

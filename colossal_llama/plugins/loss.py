@@ -32,7 +32,7 @@ def token_loss_sum(logits: torch.Tensor, targets: torch.Tensor, layout: Parallel
     fp32 whatever the logits' dtype: in bf16 the loss itself would be rounded to steps of 1/128 and coarser.
 
     Args:
-        logits: ``[batch, sequence (/ sp_size), vocabulary (/ tp size)]``, any float dtype.
+        logits: ``[batch, sequence (/ sp_size), vocabulary (/ tp size, unless gathered)]``, any float dtype.
         targets: int64 ``[batch, sequence]``, already shifted by one.
         layout: says how the logits are split.
     """
@@ -40,7 +40,7 @@ def token_loss_sum(logits: torch.Tensor, targets: torch.Tensor, layout: Parallel
 
     flat_targets = local_targets(targets, layout).reshape(-1)
     flat_logits = logits.reshape(-1, logits.shape[-1]).float()
-    if layout.tp_group is None:
+    if layout.tp_group is None or flat_logits.shape[-1] == layout.vocab_size:
         return F.cross_entropy(flat_logits, flat_targets, ignore_index=IGNORE_INDEX, reduction="sum")
     from colossalai.shardformer.layer.loss import cross_entropy_1d
 

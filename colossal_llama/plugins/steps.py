@@ -187,14 +187,16 @@ class PipelineStep:
     def __init__(self, boosted: Boosted) -> None:
         self._boosted = boosted
         self._num_micro_batches = boosted.options.rows_per_step // boosted.options.microbatch_size
+        self._length: int | None = None
         # The masks of all rows of a step would fill the memory: each micro-batch gets its own when a stage runs it.
-        boosted.model.register_forward_pre_hook(self._add_mask, with_kwargs=True)
+        boosted.model.register_forward_pre_hook(self._prepare_inputs, with_kwargs=True)
 
     def run(self, micro_batches: Sequence[Batch]) -> StepResult:
         """See :class:`TrainStep`."""
         boosted = self._boosted
         target_tokens = _count_targets(micro_batches, boosted)
         batch = _on_device(_concatenate(micro_batches), boosted)
+        self._announce_shapes(batch["input_ids"].shape[1])
         result = boosted.booster.execute_pipeline(
             iter([batch]),
             boosted.model,
@@ -207,10 +209,24 @@ class PipelineStep:
         loss = self._mean_loss(result["loss"])
         return StepResult(loss, int(target_tokens.item()), _grad_norm_of(boosted.optimizer))
 
-    def _add_mask(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if "attention_mask" in kwargs:
-            return None
-        return args, kwargs | _attention_mask(kwargs, self._boosted)
+    def _announce_shapes(self, length: int) -> None:
+        """Let stages tell each other the shapes of what they send again when the rows' length changes.
+
+        Colossal-AI tells them once, and again only when the number of rows changes
+        (pipeline/schedule/one_f_one_b.py, load_batch); rows padded to the longest of a step then do not fit.
+        """
+        if length != self._length:
+            schedule = self._boosted.booster.plugin.scheduler
+            schedule.send_tensor_metadata = schedule.send_grad_metadata = True
+            schedule.tensor_metadata_recv = schedule.grad_metadata_recv = None
+        self._length = length
+
+    def _prepare_inputs(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # Colossal-AI hands the whole batch to the model; Llama's forward alone puts up with arguments it does not know.
+        inputs = {name: value for name, value in kwargs.items() if name != "targets"}
+        if "attention_mask" not in inputs:
+            inputs |= _attention_mask(inputs, self._boosted)
+        return args, inputs
 
     def _criterion(self, weight: torch.Tensor) -> Callable[[Any, Batch], torch.Tensor]:
         # The schedule divides each micro-batch's loss by their number; the weight already covers the whole step.

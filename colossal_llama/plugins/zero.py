@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from colossal_llama.constants import FLAT
 from colossal_llama.plugins.base import PLUGINS, PluginOptions, PluginSpec
 
 INITIAL_LOSS_SCALE = 2**16
@@ -29,5 +30,6 @@ for _name, _offload, _where in (("zero2", False, ""), ("zero2_cpu", True, ", kep
         PluginSpec(
             summary=f"ZeRO-2: gradients and optimizer states sharded over the ranks{_where}",
             make=partial(_make, cpu_offload=_offload),
+            weight_form=lambda options: FLAT,
         ),
     )

@@ -23,6 +23,11 @@ def rows_20_steps(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def rows_6_steps(tmp_path_factory):
+    return save_rows(tmp_path_factory.mktemp("rows24"), 6 * GLOBAL_BATCH)
+
+
+@pytest.fixture(scope="session")
 def rows_1_step(tmp_path_factory):
     return save_rows(tmp_path_factory.mktemp("rows4"), GLOBAL_BATCH)
 

@@ -48,12 +48,23 @@ def save_packed(folder: Path, seed: int = 0) -> Packed:
 
 def write_part(folder: Path, rows: list[list[np.ndarray]], with_lengths: bool) -> None:
     """Write rows of documents as a part folder, with or without ``seq_lengths``."""
-    import datasets
-
-    numbers = datasets.Sequence(datasets.Value("int32"))
     columns = {"input_ids": [np.concatenate(row) for row in rows], "labels": [labels_of(row) for row in rows]}
     if with_lengths:
         columns["seq_lengths"] = [[len(document) for document in row] for row in rows]
+    _save_columns(folder, columns)
+
+
+def write_rows(folder: Path, rows: list[list[tuple[np.ndarray, np.ndarray]]]) -> None:
+    """Write rows of documents, each its ids and its labels, as a part folder with ``seq_lengths``."""
+    ids, labels = ([np.concatenate([document[at] for document in row]) for row in rows] for at in (0, 1))
+    lengths = [[len(document) for document, _ in row] for row in rows]
+    _save_columns(folder, {"input_ids": ids, "labels": labels, "seq_lengths": lengths})
+
+
+def _save_columns(folder: Path, columns: dict[str, list]) -> None:
+    import datasets
+
+    numbers = datasets.Sequence(datasets.Value("int32"))
     features = datasets.Features(dict.fromkeys(columns, numbers))
     datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(folder))
 

@@ -214,8 +214,8 @@ def test_checkpoint_is_published_only_when_every_rank_has_written(tmp_path, tiny
         outputs = ["--save_dir", str(tmp_path / name), "--tensorboard_dir", str(tmp_path / "logs")]
         outputs += ["--config_file", str(tmp_path / "config.json")]
         run_training([*arguments, *outputs], environment={"SLOW_RANK": "1", **environment})
-        written[name] = {path.name for path in (tmp_path / name / "epoch-0_step-1" / "masters").glob("*.pt")}
-    everyone = {"rank-00000-of-00002.pt", "rank-00001-of-00002.pt"}
+        written[name] = {path.name for path in (tmp_path / name / "epoch-0_step-1" / "masters").iterdir()}
+    everyone = {"rank-00000-of-00002.safetensors", "rank-00001-of-00002.safetensors"}
     assert written["with"] == everyone
     assert written["without"] != everyone
 

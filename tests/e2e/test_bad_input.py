@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from colossal_llama.commands.prepare_pretrain_dataset import main as prepare
-from tests.helpers.tiny import save_tiny_model, save_tiny_tokenizer
+from tests.helpers.tiny import save_rows, save_tiny_model, save_tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,6 +52,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         flags = ["--data_input_dirs", str(root / "texts"), "--tokenizer_dir", str(root / tokenizer)]
         flags += ["--data_output_dirs", str(root / name), "--max_length", "64", "--num_spliced_dataset_bins", "2"]
         assert prepare([*flags, "--num_workers", "1"]) == 0
+    save_rows(root / "wide_rows", 8, vocab_size=600)
+    shutil.copytree(root / "model", root / "remote_model")
+    config = json.loads((root / "remote_model" / "config.json").read_text(encoding="utf-8"))
+    write_lines(root / "remote_model" / "config.json", json.dumps(config | {"model_type": "chatglm"}))
     (root / "empty_folder").mkdir()
     write_lines(root / "empty_file" / "a.jsonl")
     write_lines(root / "broken_json" / "a.jsonl", good, '{"target": "no end')
@@ -145,6 +149,15 @@ CASES: dict[str, Case] = {
         "--dataset {foreign_data}/arrow/part-00000",
     ),
     "train: rows longer than max_length": (lambda p: train(p, max_length="32"), "--max_length 32"),
+    "train: ids beyond the vocabulary": (
+        lambda p: train(p, dataset=p.wide_rows),
+        "--dataset {wide_rows}/part-00000: token ids up to",
+    ),
+    "train: code in the model's folder": (lambda p: train(p, pretrained=p.remote_model), "of type 'chatglm'"),
+    "train: checkpoint of another architecture": (
+        lambda p: train(p, pretrained=p.model, load_checkpoint=p.remote_model),
+        "model_type chatglm instead of llama",
+    ),
     "train: tokenizer wider than the model": (
         lambda p: train(p, pretrained=p.mismatched_model),
         "--pretrained {mismatched_model}",

@@ -5,8 +5,9 @@ distributed tests start hundreds of processes. Every training still runs in fres
 itself imports only, and never launches, patches or seeds anything. The programs' real launchers (torchrun and
 ``colossalai run``) are covered by the end-to-end tests.
 
-Protocol: one JSON request a line on stdin (arguments, processes, environment, stdout, stderr, timeout), one JSON
-answer a line on stdout (returncode).
+Protocol: one JSON request a line on stdin (arguments, processes, environment, stdout, stderr, timeout, kill), one JSON
+answer a line on stdout (returncode). ``kill`` is None or ``{"file": PATH, "seconds": S}``: all ranks get SIGKILL that
+many seconds after the file was written to for the first time since the start.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.02
-PACKAGES = ("checkpoint", "data", "distributed", "metrics", "model", "plugins", "tokenizer")
+PACKAGES = ("checkpoint", "data", "distributed", "metrics", "model", "optim", "plugins", "tokenizer")
 
 
 def import_everything() -> None:
@@ -87,6 +88,7 @@ def run(request: dict[str, Any]) -> int:
             run_rank(request, rank, port)
         waiting.add(pid)
     deadline = time.monotonic() + request["timeout"]
+    kill = KillOrder(**request["kill"]) if request["kill"] else None
     failed = 0
     while waiting:
         for pid in list(waiting):
@@ -94,6 +96,9 @@ def run(request: dict[str, Any]) -> int:
             if done:
                 waiting.remove(pid)
                 failed = failed or os.waitstatus_to_exitcode(status)
+        if kill is not None and kill.is_due():
+            _kill(waiting)
+            return -signal.SIGKILL
         if failed or time.monotonic() > deadline:
             failed = failed or 1
             _stop(waiting)
@@ -102,12 +107,36 @@ def run(request: dict[str, Any]) -> int:
     return failed
 
 
+class KillOrder:
+    """When to kill a training: ``seconds`` after ``file`` was first written to."""
+
+    def __init__(self, file: str, seconds: float) -> None:
+        self._file = Path(file)
+        self._seconds = seconds
+        self._before = self._modified()
+        self._moment: float | None = None
+
+    def _modified(self) -> int:
+        return self._file.stat().st_mtime_ns if self._file.exists() else 0
+
+    def is_due(self) -> bool:
+        """Whether the moment has come."""
+        if self._moment is None and self._modified() != self._before:
+            self._moment = time.monotonic() + self._seconds
+        return self._moment is not None and time.monotonic() >= self._moment
+
+
 def _stop(pids: set[int]) -> None:
     # The others may be about to report the same error themselves.
     time.sleep(0.5)
+    _kill(pids)
+
+
+def _kill(pids: set[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    for pid in pids:
         os.waitpid(pid, 0)
 
 

@@ -48,11 +48,14 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "TORCHINDUCTO
 
 
 def run_training(
-    arguments: list[str], processes: int = 2, environment: dict[str, str] | None = None
+    arguments: list[str],
+    processes: int = 2,
+    environment: dict[str, str] | None = None,
+    kill: dict[str, Any] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run train.py's main on ``processes`` fresh gloo processes, with nothing but what the arguments ask for.
 
-    ``environment`` switches hooks on; see tests/helpers/train_worker.py.
+    ``environment`` switches hooks on; see tests/helpers/train_worker.py. ``kill``: see tests/helpers/fork_server.py.
     """
     with tempfile.TemporaryDirectory() as folder:
         outputs = {name: str(Path(folder) / name) for name in ("stdout", "stderr")}
@@ -61,6 +64,7 @@ def run_training(
             "processes": processes,
             "environment": environment or {},
             "timeout": TIMEOUT_SECONDS,
+            "kill": kill,
         }
         returncode = FORK_SERVER.run(request | outputs)
         printed = {
@@ -72,18 +76,21 @@ def run_training(
 
 def train(folder: Path, arguments: list[str], processes: int = 2, environment: dict[str, str] | None = None) -> Path:
     """Run a training that must succeed, with all its outputs in ``folder``; returns its save_dir."""
-    save_dir = folder / "checkpoints"
-    outputs = [
+    done = run_training([*arguments, *outputs_in(folder)], processes, environment)
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr[-6000:]}"
+    return folder / "checkpoints"
+
+
+def outputs_in(folder: Path) -> list[str]:
+    """Flags that put all outputs of a training into ``folder``."""
+    return [
         "--save_dir",
-        str(save_dir),
+        str(folder / "checkpoints"),
         "--tensorboard_dir",
         str(folder / "logs"),
         "--config_file",
         str(folder / "config.json"),
     ]
-    done = run_training([*arguments, *outputs], processes, environment)
-    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr[-6000:]}"
-    return save_dir
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

@@ -4,7 +4,9 @@ GEMINI_SMALL_CHUNKS=1  chunks small enough that Gemini really shards a tiny mode
 DUMP_LOGITS=FILE       after training, write the model's logits on fixed ids (whole vocabulary) to FILE
 SLOW_RANK=1            that rank starts writing its part of a checkpoint two seconds late
 UNDO=name,...          take single remedies out, to show what goes wrong without them
-NO_DROPOUT=1           LoRA without dropout, so that runs can be compared
+WRITE_GRADIENTS=N      optimizer step N puts every gradient in the place of its parameter; no step before changes any
+RESAVE=FOLDER          a resumed run first saves what it has loaded below FOLDER
+LOG_ROWS=FOLDER        each rank writes the numbers of the rows it reads to a file there, one a line
 """
 
 from __future__ import annotations
@@ -12,11 +14,11 @@ from __future__ import annotations
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from colossal_llama.commands import train as command
 from colossal_llama.distributed import upstream_fixes
-from colossal_llama.model import lora
 from colossal_llama.model.lora import bare_model
 from colossal_llama.plugins import gemini
 
@@ -52,8 +54,12 @@ def install_hooks() -> None:
         gemini.CHUNK_SEARCH.update(min_chunk_size_m=0.01, search_range_m=1)
     if rank := os.environ.get("SLOW_RANK"):
         delay_saving(rank)
-    if os.environ.get("NO_DROPOUT"):
-        lora.LORA_DROPOUT = 0.0
+    if step := os.environ.get("WRITE_GRADIENTS"):
+        write_gradients(int(step))
+    if folder := os.environ.get("RESAVE"):
+        resave(Path(folder))
+    if folder := os.environ.get("LOG_ROWS"):
+        log_rows(Path(folder))
     for name in filter(None, os.environ.get("UNDO", "").split(",")):
         undo(name)
     if path := os.environ.get("DUMP_LOGITS"):
@@ -79,6 +85,99 @@ def delay_saving(rank: str) -> None:
     manager.save_masters = save_late
 
 
+def write_gradients(at_step: int) -> None:
+    """Let the optimizer write gradients instead of using them.
+
+    The plugin then does with them what it does with updated weights: an export holds the gradients as whole tensors,
+    from wherever the plugin had put their parts. (Their buckets and chunks are the plugins' own affair, and are free
+    again when a step ends.) Gemini takes no optimizer of another class than the library's, so that class gets the step.
+    """
+    build = command.build_optimizer
+    steps = 0
+
+    def step(self: Any, closure: Any = None, div_scale: float = -1) -> None:
+        nonlocal steps
+        steps += 1
+        if steps < at_step:
+            return
+        for group in self.param_groups:
+            for param in group["params"]:
+                gradient = param.data.new_zeros(()) if param.grad is None else param.grad.float()
+                param.data.copy_(gradient / div_scale if div_scale > 0 else gradient)
+
+    def build_writer(*args: Any) -> Any:
+        optimizer = build(*args)
+        type(optimizer).step = step
+        return optimizer
+
+    command.build_optimizer = build_writer
+
+
+def weigh_by_means() -> None:
+    """The usual mistake: the mean over each rank's and micro-batch's own targets, and the mean of these means."""
+    import torch
+
+    from colossal_llama.plugins import steps
+    from colossal_llama.plugins.loss import local_targets
+
+    loss_sum, run_step, run_pipeline = steps.token_loss_sum, steps.DataParallelStep.run, steps.PipelineStep.run
+    passes = 1
+
+    def loss_mean(logits: Any, targets: Any, layout: Any) -> Any:
+        count = (local_targets(targets, layout) != steps.IGNORE_INDEX).sum()
+        return loss_sum(logits, targets, layout) / count.clamp(min=1)
+
+    def counting(run: Any, passes_of: Any) -> Any:
+        def run_and_count(self: Any, micro_batches: Any) -> Any:
+            nonlocal passes
+            passes = passes_of(self, micro_batches)
+            return run(self, micro_batches)
+
+        return run_and_count
+
+    steps.token_loss_sum = loss_mean
+    steps._loss_weight = lambda target_tokens, layout: torch.tensor(1 / passes)
+    steps.DataParallelStep.run = counting(run_step, lambda self, micro_batches: len(micro_batches))
+    steps.PipelineStep.run = counting(run_pipeline, lambda self, micro_batches: self._num_micro_batches)
+
+
+def resave(folder: Path) -> None:
+    """Have a resumed run's checkpoint manager save at once, below ``folder``."""
+    from colossal_llama.checkpoint.manager import CheckpointManager
+
+    load = CheckpointManager.load
+
+    def load_and_save(self: Any, source: Path) -> Any:
+        state = load(self, source)
+        save_dir, self._save_dir = self._save_dir, folder
+        self.save(state)
+        self._save_dir = save_dir
+        return state
+
+    CheckpointManager.load = load_and_save
+
+
+def log_rows(folder: Path) -> None:
+    from colossal_llama.data.dataset import PackedDataset
+    from colossal_llama.data.loader import StepLoader
+
+    read = PackedDataset.__getitem__
+    epoch = StepLoader.epoch
+
+    def start(self: Any, *args: Any) -> Any:
+        file = (folder / f"rank-{os.environ['RANK']}.txt").open("a", buffering=1)
+
+        def read_and_log(rows: Any, index: int) -> Any:
+            file.write(f"{index}\n")
+            return read(rows, index)
+
+        PackedDataset.__getitem__ = read_and_log  # only now: what is read before is not trained on
+        yield from epoch(self, *args)
+        PackedDataset.__getitem__ = read
+
+    StepLoader.epoch = start
+
+
 def undo(name: str) -> None:
     """Disable one remedy by its name."""
     if name == "rope":
@@ -93,11 +192,30 @@ def undo(name: str) -> None:
         from colossal_llama.checkpoint import manager
 
         manager._barrier = lambda: None
+    elif name == "came":
+        import dataclasses
+
+        from colossalai.nn.optimizer import CAME
+
+        from colossal_llama.optim import OPTIMIZERS
+
+        OPTIMIZERS._entries["came"] = dataclasses.replace(
+            OPTIMIZERS.get("came"),
+            make=lambda groups: CAME(groups, lr=groups[0]["lr"]),
+            works_on=OPTIMIZERS.get("hybrid_adam").works_on,
+        )
     elif name == "eager":
         from colossal_llama.model import loader
 
         load = loader.load_model
         loader.load_model = lambda folder, flag, precision, attention: load(folder, flag, precision, "sdpa")
+    elif name == "policies":
+        from colossal_llama.plugins import models
+
+        models._check_policy = lambda *args: None
+        models._refuse_architecture = lambda *args: None
+    elif name == "weighting":
+        weigh_by_means()
     elif hasattr(upstream_fixes, name):
         setattr(upstream_fixes, name, lambda: None)
     else:

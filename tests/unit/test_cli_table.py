@@ -14,6 +14,7 @@ from colossal_llama.config.cli import build_parser, parse_config
 from colossal_llama.config.inference import InferenceConfig
 from colossal_llama.config.inspect import InspectConfig
 from colossal_llama.config.io import write_config
+from colossal_llama.config.merge_lora import MergeLoraConfig
 from colossal_llama.config.mining import METHOD_NAMES, TokenizerReportConfig, TrainTokenizerConfig
 from colossal_llama.config.prepare import PretrainPrepareConfig, SftPrepareConfig
 from colossal_llama.config.quickstart import QuickstartConfig
@@ -128,8 +129,17 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--num_epochs": (1,),
         "--micro_batch_size": (1, "--batch_size"),
         "--accumulation_steps": (1,),
+        "--optimizer": ("hybrid_adam",),
         "--lr": (3e-4,),
+        "--embedding_lr": (None,),
+        "--lr_schedule": ("cosine",),
+        "--lr_floor": (0.1,),
+        "--lr_decay_fraction": (0.1,),
         "--weight_decay": (0.1, "-w"),
+        "--decay_norms_and_biases": (True,),
+        "--galore_rank": (128,),
+        "--galore_update_interval": (200,),
+        "--galore_scale": (0.25,),
         "--warmup_steps": (None, "-s"),
         "--gradient_clipping": (1.0, "--grad_clip"),
         "--max_length": (4096,),
@@ -137,6 +147,7 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--use_grad_checkpoint": (False,),
         "--use_flash_attn": (False,),
         "--freeze_non_embeds_params": (False,),
+        "--freeze_old_embedding_rows": (None,),
         "--tp": (1,),
         "--pp": (1,),
         "--sp": (1,),
@@ -151,6 +162,10 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--use_neft": (False,),
         "--neft_alpha": (5.0,),
         "--lora_rank": (0,),
+        "--lora_alpha": (32,),
+        "--lora_dropout": (0.1,),
+        "--lora_target_modules": (None,),
+        "--lora_modules_to_save": (None,),
         "--skip_save_each_epoch": (False,),
         "--benchmark": (False,),
         "--num_samples": (500,),
@@ -169,6 +184,12 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--top_p": (0.95,),
         "--seed": (42,),
     },
+    MergeLoraConfig: {
+        "--adapter_path": (REQUIRED,),
+        "--output_path": (REQUIRED,),
+        "--base_model_path": (None,),
+        "--overwrite": (False,),
+    },
     QuickstartConfig: {
         "--plugin": ("ddp",),
         "--processes": (2,),
@@ -180,6 +201,8 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
 """Flag: its default, then its other spellings."""
 
 CHOICES = {
+    "--optimizer": {"hybrid_adam", "lion", "adamw_8bit", "adafactor", "came", "galore"},
+    "--lr_schedule": {"cosine", "wsd", "linear", "constant"},
     "--plugin": {"gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp"},
     "--mixed_precision": {"fp16", "bf16", "fp32"},
     "--sp_mode": {"split_gather", "ring", "all_to_all"},
@@ -347,11 +370,26 @@ def test_written_configuration_reads_back(tmp_path: Path) -> None:
     [
         ("--lr", "0"), ("--lr", "nan"), ("--num_epochs", "0"), ("--micro_batch_size", "0"), ("--warmup_steps", "-1"),
         ("--zero", "3"), ("--tp", "2"), ("--pp", "2"), ("--gradient_clipping", "-1"), ("--no_such_flag", "1"),
+        ("--embedding_lr", "0"), ("--lr_floor", "2"), ("--lr_decay_fraction", "0"), ("--galore_rank", "0"),
+        ("--lora_dropout", "1"), ("--lora_target_modules", "q_proj"), ("--lora_modules_to_save", "lm_head"),
+        ("--freeze_old_embedding_rows", "0"),
     ],
     ids=" ".join,
 )  # fmt: skip
 def test_values_that_cannot_work_are_refused_by_flag(flags: tuple[str, str]) -> None:
     with pytest.raises(UserError, match=flags[0]):
+        train_config(*flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--lr_schedule", "wsd", "--lr_floor", "0"), "--lr_floor 0 does not work with --lr_schedule wsd"),
+        (("--optimizer", "galore", "--lora_rank", "4"), "--optimizer galore does not work with --lora_rank"),
+    ],
+)
+def test_flags_that_exclude_each_other_are_refused(flags: tuple[str, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
         train_config(*flags)
 
 

@@ -49,6 +49,30 @@ def test_rows_equal_those_of_datasets(arrow: Path) -> None:
             dataset[wrong]
 
 
+def write_part(folder: Path, rows: list[list[int]], files: int) -> Path:
+    features = datasets.Features({name: datasets.Sequence(datasets.Value("int32")) for name in ("input_ids", "labels")})
+    part = datasets.Dataset.from_dict({"input_ids": rows, "labels": rows}, features=features)
+    part.save_to_disk(str(folder), num_shards=files)
+    return folder
+
+
+def test_the_fingerprint_is_that_of_the_rows_and_their_order(tmp_path: Path) -> None:
+    rows = [[1, 2, 3], [4, 5], [6], [7, 8]]
+    changed = {
+        "another id": [[1, 2, 9], *rows[1:]],
+        "other lengths": [[1, 2], [3, 4, 5], *rows[2:]],
+        "another order": rows[::-1],
+        "a row less": rows[:-1],
+    }
+    one = PackedDataset([write_part(tmp_path / "one", rows, 1)]).fingerprint()
+    assert len(one) == 16
+    assert PackedDataset([write_part(tmp_path / "in three files", rows, 3)]).fingerprint() == one
+    halves = [write_part(tmp_path / "a", rows[:2], 1), write_part(tmp_path / "b", rows[2:], 1)]
+    others = [PackedDataset(halves).fingerprint(), PackedDataset(halves[::-1]).fingerprint()]
+    others += [PackedDataset([write_part(tmp_path / name, what, 1)]).fingerprint() for name, what in changed.items()]
+    assert len({one, *others}) == 1 + len(others)
+
+
 def test_parts_in_the_order_given_and_pickled(arrow: Path) -> None:
     one = PackedDataset([arrow / "part-00000"])
     both = PackedDataset([arrow / "part-00002", str(arrow / "part-00000")])

@@ -51,3 +51,10 @@ def test_sequence_parallel_ranks_share_the_targets() -> None:
     parts = [token_loss_sum(logits.chunk(2, dim=1)[rank], targets, layout).item() for rank, layout in enumerate(halves)]
     assert sum(parts) == pytest.approx(token_loss_sum(logits, targets, ALONE).item(), rel=1e-6)
     assert torch.equal(torch.cat([local_targets(targets, layout) for layout in halves], dim=1), targets)
+
+
+def test_logits_that_a_policy_has_gathered_are_whole() -> None:
+    """Mixtral's policy gathers the vocabulary although it splits it; the group is then none of the loss's business."""
+    logits, targets = random_batch(torch.float32)
+    gathered = ParallelLayout(data_rank=0, data_size=1, tp_group="never used", vocab_size=50)
+    assert token_loss_sum(logits, targets, gathered).item() == token_loss_sum(logits, targets, ALONE).item()

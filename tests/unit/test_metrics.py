@@ -87,6 +87,21 @@ def test_tensorboard_holds_every_metric_and_a_resumed_run_every_step_once(tmp_pa
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
 
 
+def test_tensorboard_of_a_killed_run_has_all_steps_and_one_from_scratch_hides_them(tmp_path: Path) -> None:
+    killed = TensorBoardWriter(tmp_path, 0)
+    for step in (1, 2, 3):
+        killed.write(step, METRICS)  # and never close
+
+    def steps() -> list[int]:
+        events = EventAccumulator(str(tmp_path))
+        events.Reload()
+        return [event.step for event in events.Scalars("train/loss")]
+
+    assert steps() == [1, 2, 3]
+    write_steps(TensorBoardWriter(tmp_path, 0), 1, 2)
+    assert steps() == [1, 2]
+
+
 def test_progress_shows_loss_and_rate(capsys: pytest.CaptureFixture[str]) -> None:
     writer = ProgressWriter(total_steps=10, first_step=4)
     writer.write(5, METRICS)

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from colossal_llama.data.loader import EMPTY_ROW, Row, StepLoader
 from colossal_llama.data.random_rows import RandomRows
@@ -77,6 +79,43 @@ def test_resuming_from_consumed_samples_goes_on_exactly(done: int) -> None:
     whole = steps_of(ranks)
     consumed = sum(samples for samples, _ in whole[:done])
     assert steps_of(ranks, consumed=consumed) == whole[done:]
+
+
+layouts = st.tuples(st.integers(1, 5), st.integers(1, 5), st.integers(1, 4))
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    buckets=st.lists(st.integers(0, 15), min_size=1, max_size=5).filter(any),
+    seed=st.integers(0, 1000),
+    runs=st.lists(st.tuples(layouts, st.integers(1, 4)), max_size=8),
+)
+def test_runs_of_any_layouts_one_after_the_other_take_each_sample_once_in_order(
+    buckets: list[int], seed: int, runs: list[tuple[tuple[int, int, int], int]]
+) -> None:
+    """Each run goes on where the one before has stopped; the last one goes on to the end of the second epoch."""
+    sampler = BucketSampler(buckets, seed)
+    orders = [sampler.epoch_order(epoch).tolist() for epoch in range(2)]
+    epoch = consumed = 0
+    taken: list[int] = []
+    for (dp, micro, accumulation), steps in [*runs, ((1, 3, 1), 10_000)]:
+        schedule = TrainSchedule(sum(buckets), dp, micro, accumulation, num_epochs=2)
+        ranks = [StepLoader(NumberedRows(), sampler, numbers, schedule, rank) for rank in range(dp)]
+        left = schedule.remaining_steps(epoch, consumed)
+        for _ in range(steps):
+            if epoch == 2:
+                break
+            samples, by_rank = steps_of(ranks, epoch, consumed)[0]
+            # The order of consumption: micro-batch by micro-batch, rank by rank.
+            in_step = [row for k in range(accumulation) for batches in by_rank for row in batches[k] if row >= 0]
+            assert len(in_step) == samples
+            taken += in_step
+            consumed += samples
+            if consumed == sum(buckets):
+                epoch, consumed = epoch + 1, 0
+            left -= 1
+            assert schedule.remaining_steps(epoch, consumed) == left
+    assert taken == orders[0] + orders[1]
 
 
 def test_micro_batches_interleave_ranks_in_the_global_order() -> None:

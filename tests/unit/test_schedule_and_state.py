@@ -3,8 +3,10 @@
 from dataclasses import asdict
 
 import pytest
+import torch
+from torch.optim.lr_scheduler import LambdaLR
 
-from colossal_llama.optim import FINAL_LR_FRACTION, cosine_with_warmup
+from colossal_llama.optim import DEFAULT_FLOOR, build_lr_scheduler, lr_factor, seek_lr_scheduler
 from colossal_llama.schedule import TrainSchedule
 from colossal_llama.state import TrainState
 
@@ -37,19 +39,61 @@ def test_warm_up_is_a_fortieth_of_all_steps_or_what_is_asked(samples: int, wante
 
 
 def test_learning_rate_rises_linearly_and_falls_to_the_floor() -> None:
-    factor = cosine_with_warmup(total_steps=104, warmup_steps=4)
+    factor = lr_factor("cosine", total_steps=104, warmup_steps=4)
     assert [factor(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
     assert factor(4) == 1.0
-    assert factor(54) == pytest.approx((1 + FINAL_LR_FRACTION) / 2)
-    assert factor(104) == pytest.approx(FINAL_LR_FRACTION)
-    assert factor(10_000) == pytest.approx(FINAL_LR_FRACTION)
+    assert factor(54) == pytest.approx((1 + DEFAULT_FLOOR) / 2)
+    assert factor(104) == pytest.approx(DEFAULT_FLOOR)
+    assert factor(10_000) == pytest.approx(DEFAULT_FLOOR)
     curve = [factor(step) for step in range(4, 105)]
     assert curve == sorted(curve, reverse=True)
 
 
 def test_learning_rate_without_warm_up_and_of_a_single_step() -> None:
-    assert cosine_with_warmup(10, 0)(0) == 1.0
-    assert cosine_with_warmup(1, 0)(0) == 1.0
+    assert lr_factor("cosine", 10, 0)(0) == 1.0
+    assert lr_factor("cosine", 1, 0)(0) == 1.0
+
+
+def test_the_position_is_the_number_of_steps_while_the_global_batch_stays() -> None:
+    steps = schedule()
+    state = TrainState()
+    for done in range(steps.total_steps):
+        assert steps.position(state.epoch, state.consumed_samples) == state.global_step == done
+        assert steps.remaining_steps(state.epoch, state.consumed_samples) == steps.total_steps - done
+        state.finish_step(samples=min(24, 103 - state.consumed_samples), target_tokens=1)
+        if state.consumed_samples == 103:
+            state.finish_epoch()
+    assert state.epoch == 5
+    assert (steps.remaining_steps(5, 0), steps.position(5, 0)) == (0, 25)
+
+
+def test_the_position_after_a_change_of_the_global_batch_is_counted_from_the_end() -> None:
+    # 48 of 103 samples of the second of two epochs are done.
+    assert schedule(num_epochs=2).position(1, 48) == 5 + 2
+    assert schedule(num_epochs=2, micro_batch_size=6).position(1, 48) == 3 + 1
+    # 55 samples are left: 19 steps of 3 rows, of 35 in each epoch.
+    small = schedule(num_epochs=2, data_parallel_size=1, accumulation_steps=1)
+    assert small.remaining_steps(1, 48) == 19
+    assert small.position(1, 48) == 70 - 19
+
+
+def new_scheduler(lr: float) -> LambdaLR:
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=lr)
+    return build_lr_scheduler(optimizer, total_steps=20, warmup_steps=4)
+
+
+def test_a_schedule_can_be_put_anywhere_and_keeps_its_own_peak() -> None:
+    stepped, saved = new_scheduler(0.3), new_scheduler(0.7)
+    for step in range(1, 21):
+        for scheduler in (stepped, saved):
+            scheduler.optimizer.step()
+            scheduler.step()
+        sought = new_scheduler(0.3)
+        sought.load_state_dict(saved.state_dict())
+        seek_lr_scheduler(sought, step)
+        assert sought.last_epoch == stepped.last_epoch == step
+        assert sought.get_last_lr() == stepped.get_last_lr()
+        assert [group["lr"] for group in sought.optimizer.param_groups] == stepped.get_last_lr()
 
 
 def test_state_counts_steps_epochs_and_samples() -> None:
@@ -64,6 +108,11 @@ def test_state_counts_steps_epochs_and_samples() -> None:
 def test_state_survives_a_round_trip_with_foreign_keys() -> None:
     state = TrainState(1, 2, 7, 16, 900)
     assert TrainState.from_mapping(asdict(state) | {"sample_start_index": 16, "data": {"seed": 1}}) == state
+
+
+def test_a_state_of_an_older_version_gets_defaults() -> None:
+    stored = {"epoch": 1, "step": 2, "global_step": 7, "consumed_samples": 16}
+    assert TrainState.from_mapping(stored) == TrainState(1, 2, 7, 16)
 
 
 @pytest.mark.parametrize("values", [{"epoch": -1}, {"consumed_samples": -5}, {"step": 3, "global_step": 2}])

@@ -1,0 +1,134 @@
+"""What ``train.py`` builds around the update of the weights: adapters, groups, optimizer, schedule, stored states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from colossal_llama.config.train import TrainConfig
+from colossal_llama.errors import UserError
+
+if TYPE_CHECKING:
+    from colossal_llama.checkpoint.optimizer_state import OptimizerStore
+    from colossal_llama.commands.train import Setting
+
+UPDATE_FLAGS = (
+    "optimizer", "decay_norms_and_biases", "galore_rank", "galore_update_interval", "galore_scale", "lora_alpha",
+    "lora_dropout", "lora_target_modules", "lora_modules_to_save", "freeze_old_embedding_rows",
+)  # fmt: skip
+"""The flags that a resumed run must share with its checkpoint. Learning rates and schedule may change."""
+
+
+def add_adapters(setting: Setting, booster: Any, model: Any) -> Any:
+    """The model with the LoRA adapters that the flags describe, or as it is without any."""
+    from colossal_llama.model.lora import TARGET_MODULES, LoraOptions, add_lora
+
+    config = setting.config
+    if not config.lora_rank:
+        return model
+    options = LoraOptions(
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        target_modules=tuple(config.lora_target_modules or TARGET_MODULES),
+        modules_to_save=tuple(config.lora_modules_to_save or ()),
+    )
+    return add_lora(booster, model, options, setting.inputs.adapter)
+
+
+def build_fingerprint_writer(setting: Setting) -> Callable[[Path], None]:
+    """What says beside adapters which weights they belong to; only rank 0 calls it. Whole weights need none."""
+    from colossal_llama.model.base_fingerprint import weights_fingerprint, write_fingerprint
+
+    has_adapters = setting.config.lora_rank > 0 and setting.env.is_main
+    return partial(write_fingerprint, weights_fingerprint(setting.inputs.weights) if has_adapters else None)
+
+
+def check_new_rows(config: TrainConfig, model_config: dict[str, Any]) -> None:
+    """Refuse to freeze all rows of the embeddings.
+
+    Raises:
+        UserError: the model has no rows beyond ``--freeze_old_embedding_rows``.
+    """
+    rows, vocab_size = config.freeze_old_embedding_rows, model_config["vocab_size"]
+    if rows is not None and rows >= vocab_size:
+        raise UserError(f"--freeze_old_embedding_rows {rows}: the model has only {vocab_size} rows, so none is new")
+
+
+def freeze_old_rows(setting: Setting, model: Any) -> None:
+    """Keep the embedding rows of the old vocabulary as they are, where asked for.
+
+    Raises:
+        UserError: no embedding is trained.
+    """
+    import torch.distributed as dist
+
+    from colossal_llama.model.frozen_rows import freeze_first_rows
+    from colossal_llama.optim import EMBEDDINGS, parameter_roles
+
+    rows = setting.config.freeze_old_embedding_rows
+    if rows is None:
+        return
+    weights = parameter_roles(model)[EMBEDDINGS]
+    if not weights:
+        raise UserError(
+            "--freeze_old_embedding_rows: no embedding is trained; add --lora_modules_to_save embed_tokens lm_head"
+        )
+    group = setting.layout.tp_group
+    freeze_first_rows(weights, rows, 0 if group is None else dist.get_rank(group))
+
+
+def build_optimizer(config: TrainConfig, model: Any) -> Any:
+    """The optimizer over the trainable parameters of a model that is not boosted yet."""
+    from colossal_llama.optim import OPTIMIZERS, GroupOptions, parameter_groups
+
+    spec = OPTIMIZERS.get(config.optimizer)
+    options = GroupOptions(
+        lr=config.lr,
+        weight_decay=config.weight_decay,
+        embedding_lr=config.embedding_lr,
+        decay_vectors=config.decay_norms_and_biases,
+        decay_embeddings=config.freeze_old_embedding_rows is None,
+        matrix_options=spec.matrix_options(config.galore_rank, config.galore_update_interval, config.galore_scale),
+    )
+    return spec.make(parameter_groups(model, options))
+
+
+def build_schedule(setting: Setting, optimizer: Any) -> Any:
+    """The learning-rate schedule of every parameter group."""
+    from colossal_llama.optim import build_lr_scheduler
+
+    config, schedule = setting.config, setting.schedule
+    return build_lr_scheduler(
+        optimizer,
+        schedule.total_steps,
+        schedule.resolved_warmup_steps,
+        config.lr_schedule,
+        config.lr_floor,
+        config.lr_decay_fraction,
+    )
+
+
+def build_optimizer_store(setting: Setting, booster: Any) -> OptimizerStore:
+    """What writes and reads the optimizer's state: the Booster where it can, else every rank its own."""
+    from colossal_llama.checkpoint.optimizer_state import BoosterStore, RankStore
+    from colossal_llama.constants import FLAT
+    from colossal_llama.optim import OPTIMIZERS
+    from colossal_llama.plugins import first_replica
+
+    if OPTIMIZERS.get(setting.config.optimizer).saved_by_booster:
+        return BoosterStore(booster)
+    rank = setting.env.rank
+    is_sharded = setting.spec.weight_form(setting.options) == FLAT
+    return RankStore(rank, owner=rank if is_sharded else first_replica(setting.layout))
+
+
+def update_settings(config: TrainConfig | None) -> dict[str, Any]:
+    """What a resumed run must share of the update; without a configuration the defaults, as older checkpoints have."""
+    defaults = {field.name: field.default for field in fields(TrainConfig)}
+    values = {name: defaults[name] if config is None else getattr(config, name) for name in UPDATE_FLAGS}
+    # Its value may change, but not the groups that it makes.
+    return values | {"own_embedding_lr": config is not None and config.embedding_lr is not None}
