@@ -114,5 +114,4 @@ def test_documents_are_forgotten_before_parts_are_made(
         arguments = ["--data_input_dirs", str(source), "--tokenizer_dir", str(tokenizer_dir), "--num_workers", "1"]
         arguments += ["--data_arrow_output_dir", str(out), "--num_spliced_dataset_bins", "1", "--max_length", "64"]
         assert pretrain_main(arguments) == 0
-    print("LEFT", left, modules)
     assert (left[1] - left[0]) / (documents[1] - documents[0]) < 0.5
