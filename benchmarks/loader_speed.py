@@ -27,8 +27,8 @@ def tokens_per_second(rows: PackedDataset, max_length: int, batch: int, tokens: 
     loader = StepLoader(rows, BucketSampler(rows.bucket_sizes, 0), collate, schedule, 0)
     seen = 0
     started = time.perf_counter()
-    for _, [micro_batch] in loader.epoch(0):
-        seen += micro_batch["input_ids"].numel()
+    for loaded in loader.epoch(0):
+        seen += loaded.micro_batches[0]["input_ids"].numel()
         if seen >= tokens:
             break
     return seen / (time.perf_counter() - started)

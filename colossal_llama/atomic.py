@@ -1,5 +1,6 @@
 """Outputs that are either complete or absent: written under a temporary name, renamed at the end."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -72,9 +73,46 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 def publish_directory(scratch: Path, target: Path) -> None:
     """Rename ``scratch`` to ``target``, replacing what was there."""
-    retired = target.with_name(f".{target.name}.old-{os.getpid()}")
+    retired = _retired_name(target)
     shutil.rmtree(retired, ignore_errors=True)
     if target.exists():
         target.rename(retired)
     scratch.rename(target)
     shutil.rmtree(retired, ignore_errors=True)
+
+
+def remove_directory(folder: Path) -> None:
+    """Delete a folder so that it is never seen half deleted under its name."""
+    retired = _retired_name(folder)
+    shutil.rmtree(retired, ignore_errors=True)
+    folder.rename(retired)
+    shutil.rmtree(retired, ignore_errors=True)
+
+
+def _retired_name(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.old-{os.getpid()}")
+
+
+def flush_file(path: Path) -> None:
+    """Return when the file's content is on the disk (fsync)."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def flush_directory(folder: Path) -> None:
+    """Return when the folder's entries are on the disk, where its file system can tell."""
+    try:
+        flush_file(folder)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+
+
+def flush_tree(folder: Path) -> None:
+    """Return when ``folder`` and everything below it is on the disk."""
+    for path in folder.rglob("*"):
+        flush_directory(path) if path.is_dir() else flush_file(path)
+    flush_directory(folder)

@@ -10,7 +10,7 @@ ADAPTER_CONFIG_FILE = "adapter_config.json"
 """What makes a folder a LoRA adapter's (peft)."""
 
 MANIFEST_FILE = "manifest.json"
-"""Describes a prepared dataset; lies beside its ``part-*`` folders."""
+"""Describes what lies beside it: the ``part-*`` folders of a prepared dataset, or the files of a checkpoint."""
 
 PART_PREFIX = "part-"
 """Prepared bins are folders ``part-00000``, ``part-00001``, ..."""

@@ -1,4 +1,4 @@
-"""Errors that are the input's fault, and how a command reports them: one line, exit code 2, no traceback."""
+"""Ends of a command that are no fault of the program, and how it reports them: one line, an exit code, no traceback."""
 
 import os
 import sys
@@ -6,10 +6,16 @@ import time
 from collections.abc import Callable
 
 USER_ERROR_EXIT_CODE = 2
+PREEMPTED_EXIT_CODE = 75
+"""EX_TEMPFAIL of sysexits.h: nothing is wrong, run the same command again."""
 
 
 class UserError(Exception):
     """Bad input. The message names the file, line or flag, what was expected, and what to do."""
+
+
+class PreemptedError(Exception):
+    """A signal asked a run to stop, and it has saved what it needs to go on."""
 
 
 class RecordError(UserError):
@@ -35,10 +41,14 @@ def run_command(body: Callable[[], None]) -> int:
     in which the launcher normally ends them, and speak up only if rank 0 did not fail.
 
     Returns:
-        The process's exit code: 0, or 2 after a :class:`UserError`.
+        The process's exit code: 0, 2 after a :class:`UserError`, or 75 after :class:`PreemptedError`.
     """
     try:
         body()
+    except PreemptedError as stop:
+        if os.environ.get("RANK", "0") == "0":
+            print(stop, file=sys.stderr, flush=True)
+        return PREEMPTED_EXIT_CODE
     except UserError as error:
         rank = int(os.environ.get("RANK", "0"))
         if rank != 0:

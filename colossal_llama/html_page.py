@@ -1,6 +1,18 @@
-"""The frame of the HTML reports: one file, no script, nothing fetched, so it opens offline."""
+"""The frame and the tables of the HTML reports: one file, no script, nothing fetched, so it opens offline."""
 
+from collections.abc import Sequence
 from html import escape
+
+OPEN_TABLE_ROWS = 20
+"""Longer tables are folded up."""
+
+Table = list[list[str]]
+
+REPLACEMENT = "\ufffd"
+"""What decoders write for bytes that are no character."""
+
+_CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
+_CONTROL_PICTURES |= {0x7F: "\u2421"} | dict.fromkeys(range(0x80, 0xA0), REPLACEMENT)
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, "Noto Sans", "Noto Sans CJK SC", "Microsoft YaHei", "PingFang SC", sans-serif;
@@ -47,3 +59,30 @@ def render_page(title: str, body: str, style: str = "") -> str:
     """
     page = _PAGE.replace("@@TITLE@@", escape(title)).replace("@@STYLE@@", _STYLE + style.lstrip("\n"))
     return page.replace("@@BODY@@", body)
+
+
+def printable(text: str) -> str:
+    """``text`` with pictures in place of control characters, which terminals obey and HTML forbids."""
+    return text.translate(_CONTROL_PICTURES)
+
+
+def html_table(head: Sequence[str], rows: Table, summary: str, align: bool = True) -> str:
+    """A table whose cells are escaped; ``align`` puts figures to the right. ``summary`` names its rows."""
+    if not rows:
+        return ""
+
+    def cell(text: str, tag: str = "td") -> str:
+        is_figure = align and text.strip("-+%").replace(",", "").replace(".", "", 1).isdigit()
+        return f"<{tag}{' class=n' if is_figure else ''}>{escape(printable(text))}</{tag}>"
+
+    lines = [f"<tr>{''.join(f'<th>{escape(printable(name))}</th>' for name in head)}</tr>"]
+    lines += [f"<tr>{''.join(map(cell, row))}</tr>" for row in rows]
+    table = f'<div class="wide"><table>{"".join(lines)}</table></div>'
+    if len(rows) <= OPEN_TABLE_ROWS:
+        return table
+    return f"<details><summary>{len(rows):,} {escape(summary)}</summary>{table}</details>"
+
+
+def html_figure(caption: str, svg: str) -> str:
+    """A figure with its caption."""
+    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"

@@ -17,6 +17,9 @@ class TrainState:
         global_step: optimizer steps finished in the run.
         consumed_samples: rows consumed in the epoch under way.
         target_tokens: tokens with loss that the run has learned from.
+        samples: rows that the run has consumed, all epochs together.
+        tokens: their tokens, padding not counted.
+        skipped_steps: steps whose update was dropped because its loss or gradient was not finite.
     """
 
     epoch: int = 0
@@ -24,6 +27,9 @@ class TrainState:
     global_step: int = 0
     consumed_samples: int = 0
     target_tokens: int = 0
+    samples: int = 0
+    tokens: int = 0
+    skipped_steps: int = 0
 
     def __post_init__(self) -> None:
         """Check that the counters fit together.
@@ -31,17 +37,19 @@ class TrainState:
         Raises:
             ValueError: a counter is negative or an epoch's step exceeds the run's.
         """
-        if min(self.epoch, self.step, self.global_step, self.consumed_samples, self.target_tokens) < 0:
+        if min(vars(self).values()) < 0:
             raise ValueError(f"negative counter in {self}")
         if self.step > self.global_step:
             raise ValueError(f"more steps in the epoch than in the run: {self}")
 
-    def finish_step(self, samples: int, target_tokens: int) -> None:
-        """Count one optimizer step."""
+    def finish_step(self, samples: int, target_tokens: int, tokens: int = 0) -> None:
+        """Count one optimizer step of so many rows, tokens with loss, and tokens (padding not counted)."""
         self.step += 1
         self.global_step += 1
         self.consumed_samples += samples
         self.target_tokens += target_tokens
+        self.samples += samples
+        self.tokens += tokens
 
     def finish_epoch(self) -> None:
         """Turn to the next epoch."""

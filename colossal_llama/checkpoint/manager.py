@@ -7,32 +7,53 @@ Layout of ``<save_dir>/epoch-E_step-S/``, upstream's with additions:
 - ``lr_scheduler``: the schedule's state
 - ``running_states.json``: :class:`state.TrainState`, the layout of the ranks and the data it belongs to
 - ``masters/``: fp32 master weights, in pieces; ``rng/``: generator states per rank; ``loss_scale.pt`` (fp16)
+- ``manifest.json``: size and checksum of all these files (see :mod:`checkpoint.manifest`)
 """
 
 from __future__ import annotations
 
+import datetime
 import json
-import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from colossal_llama.atomic import publish_directory
+from colossal_llama.atomic import flush_directory, flush_tree, publish_directory, remove_directory
+from colossal_llama.checkpoint.folders import (
+    RUNNING_STATES,
+    Retention,
+    checkpoint_name,
+    existing_checkpoints,
+    remove_empty_folders,
+)
+from colossal_llama.checkpoint.manifest import write_manifest
 from colossal_llama.checkpoint.masters import MASTERS, MODELING, load_masters, save_masters
 from colossal_llama.checkpoint.optimizer_state import OptimizerStore
 from colossal_llama.checkpoint.resharding import check_reshardable, keeping_settings, restore_step_counts
 from colossal_llama.checkpoint.rng import load_rng, reseed_rng, save_rng
-from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE
+from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE, MANIFEST_FILE
+from colossal_llama.distributed.agreement import WriteFailedError, run_together
+from colossal_llama.distributed.loss_scale import loss_scaler, restore_scaler, scaler_state
 from colossal_llama.errors import UserError
 from colossal_llama.state import TrainState
 
+if TYPE_CHECKING:
+    from colossal_llama.checkpoint.file_writer import FileWriter, HostSnapshots
+
 OPTIMIZER = "optimizer"
 LR_SCHEDULER = "lr_scheduler"
-RUNNING_STATES = "running_states.json"
 RNG = "rng"
 LOSS_SCALE = "loss_scale.pt"
+PIPELINE_INDICES = "tmp_index_files"
+"""Folder that Colossal-AI makes beside the files of a pipeline's stages, and removes."""
+
+BACKGROUND_TIMEOUT = datetime.timedelta(days=1)
+"""How long ranks whose files are written wait for those of the others, in the background."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +131,7 @@ def locate_checkpoint(path: Path) -> ResumePoint:
     """
     if not path.is_dir():
         raise UserError(f"--load_checkpoint {path}: no such folder")
-    if (path / RUNNING_STATES).is_file():
+    if (path / RUNNING_STATES).is_file() or (path / MANIFEST_FILE).is_file():
         return ResumePoint(folder=path, weights=path / MODELING)
     if (path / CONFIG_FILE).is_file() or (path / ADAPTER_CONFIG_FILE).is_file():
         return ResumePoint(folder=None, weights=path)
@@ -135,26 +156,12 @@ def read_running_states(folder: Path) -> dict[str, Any]:
     return content
 
 
-def existing_checkpoints(save_dir: Path) -> list[Path]:
-    """Complete checkpoints in ``save_dir``, oldest first."""
-
-    def progress(folder: Path) -> list[int]:
-        return [int(number) for number in re.findall(r"\d+", folder.name)]
-
-    return sorted((path.parent for path in save_dir.glob(f"epoch-*_step-*/{RUNNING_STATES}")), key=progress)
-
-
-def discard_checkpoints(save_dir: Path) -> None:
-    """Delete all complete checkpoints in ``save_dir``."""
-    for folder in existing_checkpoints(save_dir):
-        shutil.rmtree(folder)
-
-
 class CheckpointManager:
     """Saves and restores everything a run consists of.
 
-    Every method is collective: all ranks call it. A checkpoint is written under a temporary name and renamed
-    when all ranks have finished, so a killed save leaves no checkpoint rather than half of one.
+    Every method is collective: all ranks call it. A checkpoint is written under a temporary name, flushed to the disk
+    and renamed when all ranks have finished, so a killed save leaves no checkpoint rather than half of one. A write
+    that fails on one rank is the same :class:`UserError` on all, and leaves nothing.
 
     Args:
         save_dir: folder of the checkpoints, on a file system that all ranks share.
@@ -165,6 +172,9 @@ class CheckpointManager:
         generators: further random generators to save, by name.
         store: writes and reads the optimizer's state.
         lora: save adapters instead of the whole weights.
+        retention: which older checkpoints stay after a save; None: all.
+        resumed: the checkpoint that the run goes on from; it stays too.
+        background: :meth:`save` only copies to host memory, and a thread writes. Wait for it with :meth:`wait`.
     """
 
     def __init__(
@@ -181,6 +191,9 @@ class CheckpointManager:
         generators: dict[str, Any],
         store: OptimizerStore,
         lora: bool = False,
+        retention: Retention | None = None,
+        resumed: Path | None = None,
+        background: bool = False,
     ) -> None:
         self._save_dir = save_dir
         self._booster = booster
@@ -194,26 +207,87 @@ class CheckpointManager:
         self._generators = generators
         self._store = store
         self._lora = lora
+        self._retention = retention or Retention()
+        self._resumed = resumed
+        self._saved: tuple[int, int] | None = None
+        self._background: Future[None] | None = None
+        self._executor: ThreadPoolExecutor | None = None
+        self._snapshots: HostSnapshots | None = None
+        self._group: Any = None
+        if background:
+            self._prepare_background()
+
+    def _prepare_background(self) -> None:
+        import torch.distributed as dist
+
+        from colossal_llama.checkpoint.file_writer import HostSnapshots
+
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._snapshots = HostSnapshots()
+        # Collectives of a thread need a group of their own, and what they exchange is in host memory.
+        self._group = dist.new_group(backend="gloo", timeout=BACKGROUND_TIMEOUT)
 
     def save(self, state: TrainState) -> Path:
-        """Write the checkpoint ``epoch-E_step-S``; returns its folder."""
-        target = self._save_dir / f"epoch-{state.epoch}_step-{state.step}"
+        """Write the checkpoint ``epoch-E_step-S``; returns its folder, which in the background is still to come.
 
-        def write(folder: Path) -> None:
-            self._write_model(folder / MODELING)
-            self._write_optimizer(folder)
+        Raises:
+            UserError: it, or the one before in the background, could not be written.
+        """
+        target = self._save_dir / checkpoint_name(state.epoch, state.step)
+        content = asdict(state) | self._identity.content() | {"sample_start_index": state.consumed_samples}
+        content |= {"manifest": MANIFEST_FILE}  # where one is expected, its loss is noticed
+
+        def write_states(folder: Path) -> None:
             if self._rank == 0:
-                content = asdict(state) | self._identity.content() | {"sample_start_index": state.consumed_samples}
                 (folder / RUNNING_STATES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
-        self._publish(target, write)
+        self._publish(
+            target,
+            [
+                lambda folder: self._write_model(folder / MODELING),
+                lambda folder: self._complete_model(folder / MODELING),
+                self._write_optimizer,
+                self._write_rank_states,
+                write_states,
+            ],
+            self._snapshots,
+        )
+        self._saved = (state.epoch, state.step)
         return target
+
+    def save_once(self, state: TrainState) -> Path:
+        """:meth:`save`, unless the last save was of this state; returns when the checkpoint is whole."""
+        if self._saved != (state.epoch, state.step):
+            self.save(state)
+        self.wait()
+        return self._save_dir / checkpoint_name(state.epoch, state.step)
 
     def export(self) -> Path:
         """Write the final weights to ``<save_dir>/modeling``, ready for transformers; returns that folder."""
         target = self._save_dir / MODELING
-        self._publish(target, self._write_model)
+        self._publish(target, [self._write_model, self._complete_model])
         return target
+
+    def wait(self) -> None:
+        """Return when the checkpoint that is written in the background is whole.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        background, self._background = self._background, None
+        if background is not None:
+            background.result()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether a save in the background has failed, which :meth:`wait` raises. Not collective."""
+        background = self._background
+        return background is not None and background.done() and background.exception() is not None
+
+    def close(self) -> None:
+        """Let a save in the background come to its end; for runs that end with another error. Not collective."""
+        if self._executor is not None:
+            self._executor.shutdown()
 
     def load(self, folder: Path) -> TrainState:
         """Restore optimizer, masters, loss scale and generators; the weights came with the model.
@@ -246,69 +320,125 @@ class CheckpointManager:
         _barrier()
         return state
 
-    def _publish(self, target: Path, write: Callable[[Path], None]) -> None:
+    def _publish(
+        self, target: Path, phases: Sequence[Callable[[Path], None]], snapshots: HostSnapshots | None = None
+    ) -> None:
+        """Have ``phases`` fill a folder, one after the other, and give it the name ``target``.
+
+        All ranks wait for each other after each phase, and stop there together if one has failed: Colossal-AI returns
+        before other ranks have written, and a rank that left a phase early would be missing in the gathers of the next.
+
+        Args:
+            snapshots: only copy the tensors into these; a thread does the rest.
+        """
+        from colossal_llama.checkpoint.file_writer import FileWriter
+
+        self.wait()
         scratch = target.with_name(f".{target.name}.tmp")
-        if self._rank == 0:
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir(parents=True)
-        _barrier()
-        write(scratch)
-        _barrier()
-        if self._rank == 0:
-            publish_directory(scratch, target)
-        _barrier()
+        writer = FileWriter(scratch, snapshots)
+
+        def run_phase(phase: Callable[[Path], None]) -> None:
+            with writer.taking_over():
+                phase(scratch)
+            writer.check()
+
+        with self._explaining(target, scratch):
+            run_together(partial(self._make_folders, scratch))
+            for phase in phases:
+                run_together(partial(run_phase, phase))
+        if self._executor is None or snapshots is None:
+            self._finish(target, scratch, writer)
+        else:
+            self._background = self._executor.submit(self._finish, target, scratch, writer, self._group)
+
+    def _make_folders(self, scratch: Path) -> None:
+        """Make all folders that anyone will want, so that no rank can fail to while others gather."""
+        if self._rank != 0:
+            return
+        shutil.rmtree(scratch, ignore_errors=True)
+        for folder in (scratch, *(scratch / name for name in (MODELING, OPTIMIZER, MASTERS, RNG))):
+            (folder / PIPELINE_INDICES).mkdir(parents=True)
+
+    def _finish(self, target: Path, scratch: Path, writer: FileWriter, group: Any = None) -> None:
+        """Write what waits, describe it, and publish the folder; in a thread with a ``group`` of its own."""
+
+        def publish() -> None:
+            if self._rank == 0:
+                remove_empty_folders(scratch)
+                if target.name != MODELING:
+                    write_manifest(scratch, {name: entry for part in records for name, entry in part.items()})
+                flush_tree(scratch)
+                publish_directory(scratch, target)
+                flush_directory(target.parent)
+
+        with self._explaining(target, scratch):
+            records = run_together(writer.finish, group)
+            run_together(publish, group)
+        if self._rank == 0 and target.name != MODELING:
+            self._retire_older(target)
+
+    def _retire_older(self, newest: Path) -> None:
+        for folder in self._retention.expendable(newest):
+            if folder != self._resumed:
+                try:
+                    remove_directory(folder)
+                except OSError as error:  # in use, or not ours: no reason to stop a training
+                    print(f"--keep_last: cannot delete {folder}: {error.strerror}", flush=True)
+
+    @contextmanager
+    def _explaining(self, target: Path, scratch: Path) -> Iterator[None]:
+        """Turn a failed write into one line, and leave nothing of it."""
+        try:
+            yield
+        except Exception as error:
+            if self._rank == 0:
+                shutil.rmtree(scratch, ignore_errors=True)
+            if not isinstance(error, WriteFailedError):
+                raise
+            complete = existing_checkpoints(self._save_dir)
+            raise UserError(
+                f"--save_dir {self._save_dir}: cannot write {target.name}: {error}; "
+                + (f"the last complete checkpoint is {complete[-1].name}" if complete else "no checkpoint is complete")
+                + ". Make room, and go on with --load_checkpoint auto"
+            ) from error
 
     def _write_model(self, folder: Path) -> None:
         if self._lora:
             self._booster.save_lora_as_pretrained(self._model, str(folder), use_safetensors=True)
         else:
             self._booster.save_model(self._model, str(folder), shard=True, use_safetensors=True)
-        # Colossal-AI returns before other ranks have written; nothing may read or move the files until then.
-        _barrier()
+
+    def _complete_model(self, folder: Path) -> None:
         if self._rank == 0:
             self._finish_export(folder)
 
     def _write_optimizer(self, folder: Path) -> None:
         self._store.save(self._optimizer, folder / OPTIMIZER)
         self._booster.save_lr_scheduler(self._lr_scheduler, str(folder / LR_SCHEDULER))
+
+    def _write_rank_states(self, folder: Path) -> None:
         save_masters(self._model, self._optimizer, folder / MASTERS, self._rank, self._world_size)
         save_rng(folder / RNG, self._rank, self._generators)
         self._save_loss_scale(folder / LOSS_SCALE)
-        _barrier()
 
     def _save_loss_scale(self, path: Path) -> None:
         import torch
 
-        scaler = _loss_scaler(self._optimizer)
+        scaler = loss_scaler(self._optimizer)
         if scaler is not None and self._rank == 0:
-            torch.save(_scaler_state(scaler), path)
+            torch.save(scaler_state(scaler), path)
 
     def _load_loss_scale(self, path: Path, same_layout: bool) -> None:
         import torch
 
-        scaler = _loss_scaler(self._optimizer)
+        scaler = loss_scaler(self._optimizer)
         if scaler is None or not (same_layout or path.is_file()):  # another precision starts with a new scale
             return
         stored = torch.load(path, map_location=_scaler_device(scaler), weights_only=True)
         if not same_layout:
             _carry_scale(scaler, stored)
             return
-        for name, value in stored.items():
-            setattr(scaler, name, value)
-
-
-def _loss_scaler(optimizer: Any) -> Any:
-    """The fp16 gradient scaler inside a boosted optimizer, wherever that plugin keeps it, or None."""
-    for holder_name in ("mixed_precision_mixin", "mix_precision_mixin", "mixed_precision"):
-        scaler = getattr(getattr(optimizer, holder_name, None), "grad_scaler", None)
-        if scaler is not None:
-            return scaler
-    return getattr(optimizer, "scaler", None)
-
-
-def _scaler_state(scaler: Any) -> dict[str, Any]:
-    """All that changes in a scaler. Colossal-AI's own state_dict leaves the step counters out."""
-    return {name: getattr(scaler, name) for name in _SCALER_FIELDS if hasattr(scaler, name)}
+        restore_scaler(scaler, stored)
 
 
 def _carry_scale(scaler: Any, stored: dict[str, Any]) -> None:
@@ -327,9 +457,6 @@ def _carry_scale(scaler: Any, stored: dict[str, Any]) -> None:
 def _scaler_device(scaler: Any) -> Any:
     scale = getattr(scaler, "_scale", None)
     return scale.device if scale is not None else "cpu"
-
-
-_SCALER_FIELDS = ("_scale", "_growth_step", "_hysteresis_step", "_growth_tracker")
 
 
 def _barrier() -> None:

@@ -86,7 +86,7 @@ def manifest_lines(manifest: dict[str, Any]) -> list[str]:
 
 
 def _flat(value: Any) -> str:
-    from colossal_llama.data.inspection import printable
+    from colossal_llama.html_page import printable
 
     if isinstance(value, dict):
         inner = ", ".join(
@@ -101,7 +101,7 @@ def _flat(value: Any) -> str:
 
 def row_lines(heading: str, documents: Sequence[DecodedDocument], colored: bool) -> Iterator[str]:
     """A row for the terminal: each document behind a line that names it."""
-    from colossal_llama.data.inspection import printable
+    from colossal_llama.html_page import printable
 
     yield _paint(f"===== {heading} =====", BOUNDARY, colored)
     for number, document in enumerate(documents, start=1):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,13 +23,17 @@ from colossal_llama.commands.train_update import (
 )
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.io import write_config
-from colossal_llama.config.train import TrainConfig
+from colossal_llama.config.train import AUTO, TrainConfig
 from colossal_llama.constants import ADAPTER_CONFIG_FILE
-from colossal_llama.errors import UserError, run_command
+from colossal_llama.errors import PreemptedError, UserError, run_command
 
 if TYPE_CHECKING:
-    from colossal_llama.checkpoint.manager import CheckpointManager, RunIdentity
+    from colossal_llama.checkpoint.manager import CheckpointManager, ResumePoint, RunIdentity
+    from colossal_llama.data.collator import PackedCollator
+    from colossal_llama.data.held_out import HeldOutRows
     from colossal_llama.distributed.launch import DistEnv
+    from colossal_llama.distributed.preemption import SignalWatch
+    from colossal_llama.metrics.tracker import MetricTracker
     from colossal_llama.plugins import ParallelLayout, PluginOptions, PluginSpec
     from colossal_llama.plugins.steps import TrainStep
     from colossal_llama.schedule import TrainSchedule
@@ -63,6 +69,7 @@ class Inputs:
 
 def train(config: TrainConfig) -> None:
     """Run one stage from configuration to exported weights."""
+    from colossal_llama.checkpoint.folders import remove_leftovers
     from colossal_llama.distributed.launch import launch, shut_down, world_size_from_environment
     from colossal_llama.optim import check_optimizer
     from colossal_llama.plugins import PLUGINS, build_options
@@ -71,31 +78,78 @@ def train(config: TrainConfig) -> None:
     options = build_options(config, on_host=True, flash_attention=False)
     spec.check(options, world_size_from_environment())
     check_optimizer(config.optimizer, spec.weight_form(options), config.plugin)
-    inputs = check_inputs(config)
+    point = locate_start(config)
+    inputs = check_inputs(config, point) if point.folder is None else None
     env = launch(config.seed)
     try:
+        if env.is_main and not config.benchmark:
+            for folder in remove_leftovers(Path(config.save_dir)):
+                env.say(f"removed {folder}, which a killed run left")
+        if inputs is None or config.load_checkpoint == AUTO:
+            inputs = check_inputs(config, find_whole_checkpoint(config, point, env))
         run_stage(config, spec, inputs, env)
     finally:
         shut_down()
 
 
-def check_inputs(config: TrainConfig) -> Inputs:
-    """Look at the folders that the flags name, before the process group exists.
+def locate_start(config: TrainConfig) -> ResumePoint:
+    """What the run starts from, as far as the flags alone say; with ``--load_checkpoint auto``, ``--pretrained``.
 
     Raises:
-        UserError: a folder is missing, holds the wrong thing, or would be overwritten.
+        UserError: ``--load_checkpoint`` names nothing to start from, or ``--save_dir`` would be overwritten.
     """
-    from colossal_llama.checkpoint.manager import ResumePoint, existing_checkpoints, locate_checkpoint
+    from colossal_llama.checkpoint.folders import existing_checkpoints
+    from colossal_llama.checkpoint.manager import ResumePoint, locate_checkpoint
+    from colossal_llama.model.loader import read_model_config
+
+    read_model_config(Path(config.pretrained), "--pretrained")
+    point = ResumePoint(folder=None, weights=Path(config.pretrained))
+    if config.load_checkpoint is not None and config.load_checkpoint != AUTO:
+        point = locate_checkpoint(Path(config.load_checkpoint))
+    old = existing_checkpoints(Path(config.save_dir))
+    goes_on = point.folder is not None or config.load_checkpoint == AUTO
+    if old and not (goes_on or config.overwrite or config.benchmark):
+        raise UserError(
+            f"--save_dir {config.save_dir} already holds checkpoints ({old[-1].name}); resume one with "
+            "--load_checkpoint, choose another folder, or add --overwrite"
+        )
+    return point
+
+
+def find_whole_checkpoint(config: TrainConfig, point: ResumePoint, env: DistEnv) -> ResumePoint:
+    """The checkpoint that the run goes on from, every byte of it read; with ``auto`` perhaps none. Collective.
+
+    Raises:
+        UserError: the checkpoint that ``--load_checkpoint`` names is damaged.
+    """
+    from colossal_llama.checkpoint.manager import locate_checkpoint
+    from colossal_llama.checkpoint.verification import Verifier
+
+    verifier = Verifier(env.rank, env.world_size, env.say)
+    if point.folder is not None:
+        verifier.require_whole(point.folder)
+        return point
+    newest = verifier.newest_whole(Path(config.save_dir))
+    if newest is not None:
+        return locate_checkpoint(newest)
+    env.say(f"--load_checkpoint auto: no whole checkpoint in {config.save_dir}; starting from {config.pretrained}")
+    return point
+
+
+def check_inputs(config: TrainConfig, point: ResumePoint) -> Inputs:
+    """Look at the model that the flags name, and at the weights that the run starts from.
+
+    Raises:
+        UserError: a folder is missing or holds the wrong thing.
+    """
     from colossal_llama.model.base_fingerprint import check_base
     from colossal_llama.model.loader import read_model_config
 
     pretrained = Path(config.pretrained)
     model_config = read_model_config(pretrained, "--pretrained")
     check_new_rows(config, model_config)
-    point = ResumePoint(folder=None, weights=pretrained)
     adapter = None
-    if config.load_checkpoint is not None:
-        point = locate_checkpoint(Path(config.load_checkpoint))
+    if point.weights != pretrained:
         adapter = point.weights if (point.weights / ADAPTER_CONFIG_FILE).is_file() else None
         if adapter is None:
             check_same_model(model_config, read_model_config(point.weights, "--load_checkpoint"), point.weights)
@@ -105,12 +159,10 @@ def check_inputs(config: TrainConfig) -> Inputs:
             )
         else:
             check_base(adapter, pretrained, "--pretrained")
-    old = existing_checkpoints(Path(config.save_dir))
-    if old and point.folder is None and not config.overwrite and not config.benchmark:
-        raise UserError(
-            f"--save_dir {config.save_dir} already holds checkpoints ({old[-1].name}); resume one with "
-            "--load_checkpoint, choose another folder, or add --overwrite"
-        )
+    if config.eval_interval:
+        from colossal_llama.data.held_out import held_out_paths
+
+        held_out_paths(config.eval_dataset, config.dataset)
     weights = point.weights if adapter is None else pretrained
     return Inputs(model_config=model_config, weights=weights, adapter=adapter, resume_from=point.folder)
 
@@ -146,6 +198,7 @@ class Setting:
         rows: the prepared rows.
         document_mask: whether attention stays inside the documents of a row.
         schedule: the step arithmetic.
+        held_out: the rows to evaluate on, or None.
     """
 
     config: TrainConfig
@@ -160,11 +213,14 @@ class Setting:
     rows: Any
     document_mask: bool
     schedule: TrainSchedule
+    held_out: HeldOutRows | None = None
 
 
 def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEnv) -> None:
     """Build everything, train, export. All ranks run it."""
-    from colossal_llama.checkpoint.manager import CheckpointManager, discard_checkpoints
+    from colossal_llama.checkpoint.folders import Retention, discard_checkpoints
+    from colossal_llama.checkpoint.manager import CheckpointManager
+    from colossal_llama.distributed.preemption import SignalWatch
     from colossal_llama.plugins.steps import Boosted, build_step
 
     setting = build_setting(config, spec, inputs, env)
@@ -187,14 +243,28 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
         generators=attach_neftune(setting, model),
         lora=config.lora_rank > 0,
         store=build_optimizer_store(setting, booster),
+        retention=Retention(config.keep_last, config.keep_every),
+        resumed=None if inputs.resume_from is None else inputs.resume_from.resolve(),
+        background=config.async_save,
     )
     state = start_state(setting, manager, identity, lr_scheduler)
     if env.is_main:
         write_config(config, Path(config.config_file))
-    step = build_step(Boosted(booster, model, optimizer, setting.layout, spec, setting.options, env.device))
-    fit(setting, step, lr_scheduler, state, manager)
-    if not config.benchmark:
-        env.say(f"final weights: {manager.export()}")
+    watch = SignalWatch()
+    step = build_step(
+        Boosted(
+            booster, model, optimizer, setting.layout, spec, setting.options, env.device,
+            skips_not_finite=config.on_nan == "skip",
+            wants_to_stop=lambda: watch.received is not None or manager.has_failed,
+        )
+    )  # fmt: skip
+    try:
+        with nullcontext() if config.benchmark else watch:
+            fit(setting, step, lr_scheduler, state, manager, watch)
+        if not config.benchmark:
+            env.say(f"final weights: {manager.export()}")
+    finally:
+        manager.close()
 
 
 def build_setting(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEnv) -> Setting:
@@ -220,9 +290,11 @@ def build_setting(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: Di
         num_epochs=config.num_epochs,
         warmup_steps=config.warmup_steps,
     )
+    held_out = build_held_out(config, inputs, tokenizer, document_mask)
     return Setting(
-        config, inputs, env, spec, options, plugin, layout, tokenizer, pad_token_id, rows, document_mask, schedule
-    )
+        config, inputs, env, spec, options, plugin, layout, tokenizer, pad_token_id, rows, document_mask, schedule,
+        held_out,
+    )  # fmt: skip
 
 
 def use_flash_attention(config: TrainConfig, env: DistEnv) -> bool:
@@ -359,7 +431,7 @@ def build_model(setting: Setting) -> Any:
         attention = "flash_attention_2"
     model = load_model(
         setting.inputs.weights,
-        "--load_checkpoint" if config.load_checkpoint else "--pretrained",
+        "--pretrained" if setting.inputs.weights == Path(config.pretrained) else "--load_checkpoint",
         "fp32" if spec.keeps_fp32_weights else config.mixed_precision,
         attention,
     )
@@ -449,6 +521,8 @@ def start_state(setting: Setting, manager: CheckpointManager, identity: RunIdent
     position = schedule.position(state.epoch, state.consumed_samples)
     seek_lr_scheduler(lr_scheduler, position)
     env.say(f"resumed {checkpoint}: epoch {state.epoch}, {state.global_step} steps done")
+    if state.epoch >= setting.config.num_epochs:
+        env.say("the run is finished: nothing is left to train, the weights are exported again")
     stored = read_running_states(checkpoint)
     changes = identity.layout_changes(stored)
     if changes:
@@ -465,51 +539,157 @@ def start_state(setting: Setting, manager: CheckpointManager, identity: RunIdent
     return state
 
 
-def build_writers(setting: Setting, state: TrainState) -> list[Any]:
-    """Metric writers on rank 0, none elsewhere."""
-    from colossal_llama.metrics.writers import JsonlWriter, ProgressWriter, TensorBoardWriter
-
-    if not setting.env.is_main:
-        return []
-    first_step = state.global_step
-    last_step = first_step + setting.schedule.remaining_steps(state.epoch, state.consumed_samples)
-    progress = ProgressWriter(last_step, first_step)
-    if setting.config.benchmark:
-        return [progress]
-    folder = Path(setting.config.tensorboard_dir)
-    return [progress, JsonlWriter(folder, first_step), TensorBoardWriter(folder, first_step)]
-
-
-def fit(setting: Setting, step: TrainStep, lr_scheduler: Any, state: TrainState, manager: CheckpointManager) -> None:
-    """Train to the end of the schedule and print the summary."""
-    from colossal_llama.data.collator import PackedCollator
-    from colossal_llama.data.loader import StepLoader
-    from colossal_llama.data.sampler import BucketSampler
+def build_tracker(setting: Setting, state: TrainState) -> MetricTracker:
+    """What counts and times; metric writers on rank 0, none elsewhere."""
+    from colossal_llama.metrics.device import device_name
+    from colossal_llama.metrics.flops import flops_per_token, is_counted, peak_flops
     from colossal_llama.metrics.tracker import MetricTracker
-    from colossal_llama.trainer import Trainer
+    from colossal_llama.metrics.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter
 
-    config, rows = setting.config, setting.rows
+    config, env, first_step = setting.config, setting.env, state.global_step
+    writers: list[Any] = []
+    if env.is_main:
+        last_step = first_step + setting.schedule.remaining_steps(state.epoch, state.consumed_samples)
+        writers.append(ConsoleWriter(last_step, first_step))
+    if env.is_main and not config.benchmark:
+        folder = Path(config.tensorboard_dir)
+        writers += [JsonlWriter(folder, first_step), TensorBoardWriter(folder, first_step)]
+    peak = config.peak_tflops * 1e12 if config.peak_tflops else None
+    peak = peak or peak_flops(device_name(env.device), config.mixed_precision)
+    # The formula is for models that are trained as a whole or in their embeddings, not for adapters.
+    flops = None
+    if peak and not config.lora_rank and is_counted(setting.inputs.model_config):
+        flops = flops_per_token(setting.inputs.model_config, config.max_length, config.freeze_non_embeds_params)
+    return MetricTracker(writers, env.world_size, flops, peak)
+
+
+def build_collator(setting: Setting) -> PackedCollator:
+    """From rows to batches, the same for training and evaluation."""
+    from colossal_llama.data.collator import PackedCollator
+
+    config = setting.config
     # Sequence-parallel ranks take equal slices of a row.
     multiple_of = max(config.sp, config.tp if config.enable_sequence_parallelism else 1)
-    collate = PackedCollator(
+    return PackedCollator(
         setting.pad_token_id, config.max_length, config.padding_mode, multiple_of, setting.document_mask
     )
+
+
+def build_held_out(config: TrainConfig, inputs: Inputs, tokenizer: Any, document_mask: bool) -> HeldOutRows | None:
+    """The rows to evaluate on, or None where that was not asked for.
+
+    Raises:
+        UserError: they do not fit the model, or do not say where their documents begin and should.
+    """
+    from colossal_llama.data.held_out import HeldOutRows, held_out_paths
+    from colossal_llama.tokenizer.fingerprint import tokenizer_fingerprint
+
+    if not config.eval_interval:
+        return None
+    rows = HeldOutRows(held_out_paths(config.eval_dataset, config.dataset), config.eval_rows)
+    rows.dataset.check(tokenizer_fingerprint(tokenizer), inputs.model_config["vocab_size"], config.max_length)
+    if document_mask:
+        rows.dataset.check_documents()
+    return rows
+
+
+def build_evaluation(setting: Setting) -> Callable[[TrainStep], Any] | None:
+    """What scores the model on the held-out rows, if there are any."""
+    from colossal_llama.data.held_out import GroupedCollator
+    from colossal_llama.data.loader import StepLoader
+    from colossal_llama.data.sampler import GivenOrder
+    from colossal_llama.evaluation.held_out import HeldOutEvaluation
+    from colossal_llama.tokenizer.token_bytes import token_bytes
+
+    rows, env = setting.held_out, setting.env
+    if rows is None:
+        return None
+    schedule = dataclasses.replace(setting.schedule, num_samples=len(rows.row_numbers))
+    collate = GroupedCollator(build_collator(setting))
+    loader = StepLoader(rows, GivenOrder(rows.row_numbers), collate, schedule, setting.layout.data_rank)
+    env.say(f"evaluating on {len(rows.row_numbers)} held-out rows every {setting.config.eval_interval} steps")
+    bytes_of = token_bytes(setting.tokenizer, setting.inputs.model_config["vocab_size"])
+    return HeldOutEvaluation(loader, rows.groups, bytes_of, setting.layout, env.device).run
+
+
+def stop_run(state: TrainState, manager: CheckpointManager, watch: SignalWatch) -> None:
+    """Save and end the run, as all ranks have agreed to.
+
+    Raises:
+        UserError: what they agreed on is that a checkpoint could not be written.
+        PreemptedError: everything is saved.
+    """
+    from colossal_llama.distributed.agreement import gather
+
+    folder = manager.save_once(state)
+    received = next((f"{name} (rank {rank})" for rank, name in enumerate(gather(watch.received)) if name), "a signal")
+    raise PreemptedError(
+        f"stopped by {received} after step {state.global_step}; saved {folder}; go on with --load_checkpoint auto"
+    )
+
+
+def fit(
+    setting: Setting,
+    step: TrainStep,
+    lr_scheduler: Any,
+    state: TrainState,
+    manager: CheckpointManager,
+    watch: SignalWatch,
+) -> None:
+    """Train to the end of the schedule, print the summary and write the report."""
+    from colossal_llama.data.loader import StepLoader
+    from colossal_llama.data.sampler import BucketSampler
+    from colossal_llama.trainer import Intervals, Trainer
+
+    config, rows = setting.config, setting.rows
     sampler = BucketSampler(rows.bucket_sizes, config.seed)
-    loader = StepLoader(rows, sampler, collate, setting.schedule, setting.layout.data_rank)
-    tracker = MetricTracker(build_writers(setting, state))
+    loader = StepLoader(rows, sampler, build_collator(setting), setting.schedule, setting.layout.data_rank)
+    evaluate = build_evaluation(setting)
+    tracker = build_tracker(setting, state)
     trainer = Trainer(
         step=step,
         lr_scheduler=lr_scheduler,
         loader=loader,
+        sampler=sampler,
         schedule=setting.schedule,
         state=state,
         tracker=tracker,
+        intervals=Intervals(
+            save=0 if config.benchmark else config.save_interval,
+            save_each_epoch=not (config.benchmark or config.skip_save_each_epoch),
+            evaluate=config.eval_interval,
+            evaluate_first=setting.spec.evaluates_untrained,
+        ),
         save=manager.save,
-        save_interval=0 if config.benchmark else config.save_interval,
-        save_each_epoch=not (config.benchmark or config.skip_save_each_epoch),
+        stop=partial(stop_run, manager=manager, watch=watch),
+        evaluate=evaluate,
+        goes_on_after_nan=config.on_nan == "skip",
+        bucket_names=[str(part) for part in getattr(rows, "parts", [])] or None,
+        device=setting.env.device,
     )
     try:
         trainer.fit()
+        manager.wait()
     finally:
         tracker.close()
+        if setting.env.is_main and not config.benchmark:
+            write_report(setting)
     setting.env.say(tracker.summary())
+
+
+def write_report(setting: Setting) -> None:
+    """Write ``report.html`` beside the metrics, for runs that ended badly too."""
+    from colossal_llama.metrics.device import device_name
+    from colossal_llama.metrics.report import write_training_report
+
+    env, schedule = setting.env, setting.schedule
+    facts = {
+        "devices": f"{env.world_size} x {device_name(env.device)}",
+        "steps": schedule.total_steps,
+        "rows a step": schedule.global_batch,
+        "rows": schedule.num_samples,
+        "buckets": len(setting.rows.bucket_sizes),
+        "documents of a row": "kept apart" if setting.document_mask else "one text",
+    }
+    path = write_training_report(Path(setting.config.tensorboard_dir), facts, dataclasses.asdict(setting.config))
+    env.say(f"report: {path}")

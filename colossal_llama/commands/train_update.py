@@ -24,7 +24,7 @@ UPDATE_FLAGS = (
 
 def add_adapters(setting: Setting, booster: Any, model: Any) -> Any:
     """The model with the LoRA adapters that the flags describe, or as it is without any."""
-    from colossal_llama.model.lora import TARGET_MODULES, LoraOptions, add_lora
+    from colossal_llama.model.lora import LoraOptions, add_lora
 
     config = setting.config
     if not config.lora_rank:
@@ -33,7 +33,7 @@ def add_adapters(setting: Setting, booster: Any, model: Any) -> Any:
         rank=config.lora_rank,
         alpha=config.lora_alpha,
         dropout=config.lora_dropout,
-        target_modules=tuple(config.lora_target_modules or TARGET_MODULES),
+        target_modules=config.lora_target_modules,
         modules_to_save=tuple(config.lora_modules_to_save or ()),
     )
     return add_lora(booster, model, options, setting.inputs.adapter)

@@ -24,6 +24,7 @@ def flag(
     help: str,
     aliases: Sequence[str] = (),
     choices: Sequence[str] | None = None,
+    positional: bool = False,
 ) -> Any:
     """A dataclass field that is also the flag ``--<field name>``.
 
@@ -32,8 +33,9 @@ def flag(
         help: the help text; the default is appended to it.
         aliases: further spellings, dashes included (``"-w"``, ``"--grad_clip"``).
         choices: the accepted values.
+        positional: an argument without a flag in front; it is required.
     """
-    metadata = {"help": help, "aliases": tuple(aliases), "choices": choices}
+    metadata = {"help": help, "aliases": tuple(aliases), "choices": choices, "positional": positional}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -93,6 +95,9 @@ def build_parser(config_class: type, description: str) -> argparse.ArgumentParse
                 options["metavar"] = element.__name__.upper()
         if is_list:
             options["nargs"] = "+"
+        if field.metadata["positional"]:
+            parser.add_argument(options.pop("dest"), **options)
+            continue
         parser.add_argument(f"--{field.name}", *field.metadata["aliases"], **options)
     return parser
 

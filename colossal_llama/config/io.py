@@ -8,8 +8,12 @@ from typing import Any
 from colossal_llama.errors import UserError
 
 
-def read_yaml_mapping(path: Path) -> dict[str, Any]:
+def read_yaml_mapping(path: Path, flag: str = "--config") -> dict[str, Any]:
     """The top-level mapping of a YAML file.
+
+    Args:
+        path: of the file.
+        flag: what named it, for messages.
 
     Raises:
         UserError: the file is missing, is not YAML, or holds something else than a mapping.
@@ -17,15 +21,15 @@ def read_yaml_mapping(path: Path) -> dict[str, Any]:
     import yaml
 
     if not path.is_file():
-        raise UserError(f"--config {path}: no such file")
+        raise UserError(f"{flag} {path}: no such file")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from error
+        raise UserError(f"{flag} {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise UserError(f"--config {path}: expected 'key: value' lines, found {type(content).__name__}")
+        raise UserError(f"{flag} {path}: expected 'key: value' lines, found {type(content).__name__}")
     return content
 
 

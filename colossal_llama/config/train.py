@@ -7,6 +7,9 @@ from colossal_llama.errors import UserError
 
 PLUGIN_NAMES = ("gemini", "gemini_auto", "zero2", "zero2_cpu", "3d", "ddp")
 PRECISIONS = ("fp16", "bf16", "fp32")
+AUTO = "auto"
+"""``--load_checkpoint``: find out from ``--save_dir``."""
+ON_NAN = ("stop", "skip")
 OPTIMIZER_NAMES = ("hybrid_adam", "lion", "adamw_8bit", "adafactor", "came", "galore")
 LR_SCHEDULE_NAMES = ("cosine", "wsd", "linear", "constant")
 
@@ -22,12 +25,32 @@ class TrainConfig:
     )
     plugin: str = flag("gemini", help="how the model is distributed", choices=PLUGIN_NAMES)
     load_checkpoint: str | None = flag(
-        None, help="a checkpoint folder: resume everything; its modeling folder: start from these weights"
+        None,
+        help="a checkpoint folder: resume everything; its modeling folder: start from these weights; auto: resume the "
+        "newest whole checkpoint of --save_dir, or start from --pretrained",
     )
     save_interval: int = flag(1000, help="optimizer steps between checkpoints; 0: only at the ends of epochs")
     save_dir: str = flag("checkpoint_dir", help="folder of the checkpoints and of the final modeling folder")
+    keep_last: int = flag(0, help="after a save, delete all but this many of the newest checkpoints; 0: keep all")
+    keep_every: int = flag(0, help="with --keep_last: keep also every checkpoint at a multiple of this many steps")
+    async_save: bool = flag(
+        False, help="copy checkpoints to host memory and write them in the background, while training goes on"
+    )
     tensorboard_dir: str = flag("logs_dir", help="folder of the TensorBoard events and of metrics.jsonl")
     config_file: str = flag("config_file", help="file that the resolved configuration is written to")
+    eval_interval: int = flag(0, help="optimizer steps between evaluations on held-out rows; 0: none")
+    eval_dataset: list[str] | None = flag(
+        None, help="prepared rows to evaluate on; unset: the validation parts beside --dataset"
+    )
+    eval_rows: int = flag(0, help="rows of an evaluation at most, spread evenly over all; 0: all")
+    on_nan: str = flag(
+        "stop",
+        help="a loss or gradient that is not finite ends the run, or its update is dropped and counted",
+        choices=ON_NAN,
+    )
+    peak_tflops: float | None = flag(
+        None, help="peak TFLOP/s of one device, for the MFU; unset: known for common GPUs, else no MFU"
+    )
     num_epochs: int = flag(1, help="passes over the data")
     micro_batch_size: int = flag(
         1,
@@ -106,22 +129,31 @@ class TrainConfig:
             ("num_epochs", 1), ("micro_batch_size", 1), ("accumulation_steps", 1), ("max_length", 2), ("tp", 1),
             ("pp", 1), ("sp", 1), ("microbatch_size", 1), ("save_interval", 0), ("lora_rank", 0), ("num_samples", 1),
             ("gradient_clipping", 0), ("weight_decay", 0), ("neft_alpha", 0), ("seed", 0), ("galore_rank", 1),
-            ("galore_update_interval", 1), ("lora_alpha", 1),
+            ("galore_update_interval", 1), ("lora_alpha", 1), ("eval_interval", 0), ("eval_rows", 0), ("keep_last", 0),
+            ("keep_every", 0),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise UserError(f"--{name} must be at least {least}, not {getattr(self, name)}")
         if self.warmup_steps is not None and self.warmup_steps < 0:
             raise UserError(f"--warmup_steps must be at least 0, not {self.warmup_steps}")
-        for name in ("lr", "embedding_lr", "galore_scale"):
+        for name in ("lr", "embedding_lr", "galore_scale", "peak_tflops"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"--{name} must be positive, not {value}")
         if self.freeze_old_embedding_rows is not None and self.freeze_old_embedding_rows < 1:
             raise UserError(f"--freeze_old_embedding_rows must be at least 1, not {self.freeze_old_embedding_rows}")
+        if self.eval_interval and self.benchmark:
+            raise UserError("--eval_interval does not go with --benchmark: its rows are random")
+        if (self.eval_dataset or self.eval_rows) and not self.eval_interval:
+            raise UserError("--eval_dataset and --eval_rows need --eval_interval: the steps between evaluations")
         self._check_schedule()
         self._check_lora()
         if self.zero not in (0, 1, 2):
             raise UserError(f"--zero must be 0, 1 or 2, not {self.zero}")
+        if self.keep_every and not self.keep_last:
+            raise UserError(f"--keep_every {self.keep_every} needs --keep_last: without it, no checkpoint is deleted")
+        if self.overwrite and self.load_checkpoint == AUTO:
+            raise UserError("--overwrite starts from scratch and --load_checkpoint auto goes on: give one of them")
         if not self.dataset and not self.benchmark:
             raise UserError("--dataset is required: name the part folders that prepare_pretrain_dataset.py wrote")
         if self.plugin != "3d":

@@ -284,7 +284,10 @@ def part_folders(path: Path, flag: str) -> list[Path]:
 def _manifest_of(folder: Path, flag: str) -> Manifest | None:
     """The manifest beside a part, if it knows that part."""
     manifest = read_manifest(folder.resolve().parent, flag)
-    if manifest is None or folder.resolve().name not in [part.name for part in manifest.parts]:
+    if manifest is None:
+        return None
+    known = [*manifest.parts, *([manifest.validation] if manifest.validation else [])]
+    if folder.resolve().name not in [part.name for part in known]:
         return None
     return manifest
 

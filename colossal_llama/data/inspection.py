@@ -12,16 +12,11 @@ import numpy as np
 from colossal_llama.constants import IGNORE_INDEX, MANIFEST_FILE, PART_PREFIX
 from colossal_llama.data.dataset import IDS, LABELS, LENGTHS, PartRows, load_table, part_folders
 from colossal_llama.errors import UserError
+from colossal_llama.html_page import REPLACEMENT
 
 if TYPE_CHECKING:
     import pyarrow
     from transformers import PreTrainedTokenizerBase
-
-REPLACEMENT = "\ufffd"
-"""What decoders write for bytes that are no character."""
-
-_CONTROL_PICTURES = {code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\n\t"}
-_CONTROL_PICTURES |= {0x7F: "\u2421"} | dict.fromkeys(range(0x80, 0xA0), REPLACEMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,8 +185,3 @@ def _segments(ids: np.ndarray, learned: np.ndarray, tokenizer: "PreTrainedTokeni
 
 def _decode(ids: np.ndarray, tokenizer: "PreTrainedTokenizerBase") -> str:
     return tokenizer.decode(ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-
-def printable(text: str) -> str:
-    """``text`` with pictures in place of control characters, which terminals obey and HTML forbids."""
-    return text.translate(_CONTROL_PICTURES)

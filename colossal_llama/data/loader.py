@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from colossal_llama.data.sampler import BucketSampler
 from colossal_llama.schedule import TrainSchedule
 
 Row = dict[str, np.ndarray]
@@ -22,6 +22,34 @@ class RowSource(Protocol):
     def __getitem__(self, index: int) -> Row:
         """The row with this number."""
         ...
+
+
+class RowOrder(Protocol):
+    """Anything that says in which order the rows of an epoch come."""
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """Row numbers: int64 ``[rows]``."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoadedStep:
+    """What one optimizer step is given on one rank.
+
+    Attributes:
+        row_numbers: rows of the step on all ranks, in the order of consumption: int64 ``[samples]``.
+        tokens: of this rank's rows, padding not counted.
+        micro_batches: this rank's, one for each accumulation step.
+    """
+
+    row_numbers: np.ndarray
+    tokens: int
+    micro_batches: list[Any]
+
+    @property
+    def samples(self) -> int:
+        """Rows of the step on all ranks."""
+        return len(self.row_numbers)
 
 
 class StepLoader:
@@ -43,7 +71,7 @@ class StepLoader:
     def __init__(
         self,
         rows: RowSource,
-        sampler: BucketSampler,
+        sampler: RowOrder,
         collate: Callable[[Sequence[Row]], Any],
         schedule: TrainSchedule,
         data_rank: int,
@@ -54,8 +82,8 @@ class StepLoader:
         self._schedule = schedule
         self._data_rank = data_rank
 
-    def epoch(self, epoch: int, consumed_samples: int = 0) -> Iterator[tuple[int, list[Any]]]:
-        """Yield ``(samples in the step on all ranks, this rank's micro-batches)`` for each step.
+    def epoch(self, epoch: int, consumed_samples: int = 0) -> Iterator[LoadedStep]:
+        """Yield each step of an epoch.
 
         Args:
             epoch: index of the epoch.
@@ -64,13 +92,15 @@ class StepLoader:
         order = self._sampler.epoch_order(epoch)
         for start in range(consumed_samples, len(order), self._schedule.global_batch):
             in_step = order[start : start + self._schedule.global_batch]
-            yield (
-                len(in_step),
-                [self._micro_batch(in_step, k) for k in range(self._schedule.accumulation_steps)],
+            rows = [self._rows_of(in_step, k) for k in range(self._schedule.accumulation_steps)]
+            yield LoadedStep(
+                row_numbers=in_step,
+                tokens=sum(len(row["input_ids"]) for micro_batch in rows for row in micro_batch),
+                micro_batches=[self._collate(micro_batch) for micro_batch in rows],
             )
 
-    def _micro_batch(self, in_step: np.ndarray, k: int) -> Any:
+    def _rows_of(self, in_step: np.ndarray, k: int) -> list[Row]:
         size = self._schedule.micro_batch_size
         start = (k * self._schedule.data_parallel_size + self._data_rank) * size
         rows = [self._rows[int(index)] for index in in_step[start : start + size]]
-        return self._collate(rows + [EMPTY_ROW] * (size - len(rows)))
+        return rows + [EMPTY_ROW] * (size - len(rows))

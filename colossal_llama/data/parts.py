@@ -56,6 +56,7 @@ class PartTask:
         max_length: longest row.
         long_documents, packing: names of what is done with long documents and how rows are made.
         seed: of the shuffles.
+        notes_sub_datasets: also write the sub-dataset of each piece, as a column ``sub_dataset``.
     """
 
     name: str
@@ -69,6 +70,7 @@ class PartTask:
     long_documents: str
     packing: str
     seed: tuple[int, ...]
+    notes_sub_datasets: bool = False
 
 
 def part_info_file(task: PartTask) -> Path:
@@ -104,7 +106,11 @@ def _make_part(task: PartTask) -> PartInfo:
     shares = _shares(documents, task.sub_datasets)
     packing = _pack(documents, task)
     cut = int((np.bincount(packing.pieces.documents) > 1).sum()) if len(packing.pieces) else 0
-    maker = _RowMaker(documents, task.categories, Path(task.shard_folder))
+    sub_datasets = None
+    if task.notes_sub_datasets:
+        # The name of an input need not be UTF-8, but arrow's strings are.
+        sub_datasets = [name.encode(errors="surrogateescape").decode(errors="replace") for name in task.sub_datasets]
+    maker = _RowMaker(documents, task.categories, Path(task.shard_folder), sub_datasets)
     folder = Path(task.arrow_folder) / task.name
     scratch = folder.with_name(f".{task.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)  # a killed run's
@@ -157,6 +163,7 @@ class Batch:
         lengths: of the pieces, int32 ``[pieces]``.
         piece_offsets: pieces before each row, int64 ``[rows + 1]``.
         categories: name of each piece's category.
+        sub_datasets: name of each piece's sub-dataset; None where it is not noted.
     """
 
     input_ids: np.ndarray
@@ -166,19 +173,33 @@ class Batch:
     lengths: np.ndarray
     piece_offsets: np.ndarray
     categories: list[str]
+    sub_datasets: list[str] | None = None
 
 
 class _RowMaker:
-    """Fetches the tokens of pieces from the shards."""
+    """Fetches the tokens of pieces from the shards; ``sub_datasets`` are their names, if pieces are to tell theirs."""
 
-    def __init__(self, documents: BinReader, categories: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self,
+        documents: BinReader,
+        categories: Sequence[str],
+        folder: Path,
+        sub_datasets: Sequence[str] | None = None,
+    ) -> None:
         self._shards, self._offsets = documents.column("shard"), documents.column("offset")
         self._codes = documents.column("category")
+        self._owners = None if sub_datasets is None else documents.column("owner")
         self._first_runs, self._run_counts = documents.column("first_run"), documents.column("runs")
         self._runs = documents.runs()
         self._categories = categories
         self._folder = folder
+        self._sub_datasets = sub_datasets
         self._files: OrderedDict[int, int] = OrderedDict()
+
+    @property
+    def notes_sub_datasets(self) -> bool:
+        """Whether batches name the sub-dataset of each piece."""
+        return self._sub_datasets is not None
 
     def close(self) -> None:
         """Close the shards."""
@@ -209,7 +230,13 @@ class _RowMaker:
             lengths=pieces.lengths.astype(np.int32),
             piece_offsets=piece_offsets,
             categories=[names[code] for code in self._codes[pieces.documents].tolist()],
+            sub_datasets=self._sub_datasets_of(pieces),
         )
+
+    def _sub_datasets_of(self, pieces: Pieces) -> list[str] | None:
+        if self._sub_datasets is None or self._owners is None:
+            return None
+        return [self._sub_datasets[owner] for owner in self._owners[pieces.documents].tolist()]
 
     def _learned(self, pieces: Pieces, in_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Learned stretches of the pieces, counted from the row's start, and their number for each piece.
@@ -267,7 +294,7 @@ def _write_rows(maker: _RowMaker, packing: Packing, folder: Path, jsonl: Path | 
     """Write all rows; returns what was written, counted as it was."""
     import pyarrow
 
-    features, schema = _features()
+    features, schema = _features(maker.notes_sub_datasets)
     file_name = "data-00000-of-00001.arrow"
     tokens = targets = 0
     with ExitStack() as stack:
@@ -284,19 +311,14 @@ def _write_rows(maker: _RowMaker, packing: Packing, folder: Path, jsonl: Path | 
     return {"tokens": tokens, "target_tokens": targets}
 
 
-def _features() -> tuple[Any, "pyarrow.Schema"]:
+def _features(notes_sub_datasets: bool) -> tuple[Any, "pyarrow.Schema"]:
     """Columns of a part as ``datasets`` and as arrow describe them."""
     import datasets
 
     numbers = datasets.Sequence(datasets.Value("int32"))
-    features = datasets.Features(
-        {
-            "input_ids": numbers,
-            "learned": numbers,
-            "seq_lengths": numbers,
-            "category": datasets.Sequence(datasets.Value("string")),
-        }
-    )
+    names = datasets.Sequence(datasets.Value("string"))
+    columns = {"input_ids": numbers, "learned": numbers, "seq_lengths": numbers, "category": names}
+    features = datasets.Features(columns | ({"sub_dataset": names} if notes_sub_datasets else {}))
     return features, features.arrow_schema
 
 
@@ -332,6 +354,8 @@ def _record_batch(batch: Batch, schema: "pyarrow.Schema") -> "pyarrow.RecordBatc
         lists(batch.piece_offsets, batch.lengths),
         lists(batch.piece_offsets, pyarrow.array(batch.categories, pyarrow.string())),
     ]
+    if batch.sub_datasets is not None:
+        columns.append(lists(batch.piece_offsets, pyarrow.array(batch.sub_datasets, pyarrow.string())))
     return pyarrow.RecordBatch.from_arrays(columns, schema=schema)
 
 

@@ -23,6 +23,7 @@ from colossal_llama.data.decontamination import EvaluationNgrams
 from colossal_llama.data.duplicate_search import find_duplicates
 from colossal_llama.data.engines import choose_engine
 from colossal_llama.data.formats import FORMATS, Conversation, FormatOptions, Sample, detect_format
+from colossal_llama.data.held_out import VALIDATION
 from colossal_llama.data.input_files import InputFile, list_input_files
 from colossal_llama.data.job import PrepareJob, PrepareSettings
 from colossal_llama.data.manifest import Manifest, PartInfo, read_manifest, write_manifest
@@ -49,9 +50,6 @@ SHARD_BYTES = 8 << 20
 
 PARALLEL_PART_TOKENS = 5_000_000
 """Tokens per process that writes parts: for fewer, starting it costs more than it saves."""
-
-VALIDATION = "validation"
-"""Folder of the validation part, beside the parts."""
 
 REJECTS_FILE = "rejects.jsonl"
 """Lists the records that were rejected, beside the manifest."""
@@ -331,6 +329,8 @@ def _write_lists(
             long_documents=settings.long_documents,
             packing=settings.packing,
             seed=(settings.seed, 1, position),
+            # Evaluation tells sub-datasets apart; in the parts for training nothing reads their names.
+            notes_sub_datasets=name == VALIDATION,
         )
         for position, name in enumerate(names)
     ]

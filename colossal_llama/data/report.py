@@ -20,21 +20,17 @@ from colossal_llama.data.inspection import (
     decode_row,
     open_prepared,
     part_entries,
-    printable,
 )
 from colossal_llama.data.part_statistics import PartStatistics, part_statistics
 from colossal_llama.data.report_page import (
     STYLE,
-    Table,
-    html_figure,
-    html_table,
     show_number,
     show_share,
     show_value,
     svg_bars,
     words,
 )
-from colossal_llama.html_page import render_page
+from colossal_llama.html_page import Table, html_figure, html_table, printable, render_page
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

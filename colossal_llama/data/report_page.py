@@ -1,15 +1,8 @@
-"""The parts that the report's page is made of: plain HTML and inline SVG, without scripts."""
+"""The parts that only the data report's page is made of: values in plain words and inline SVG, without scripts."""
 
 from collections.abc import Sequence
 from html import escape
 from typing import Any
-
-from colossal_llama.data.inspection import printable
-
-OPEN_TABLE_ROWS = 20
-"""Longer tables are folded up."""
-
-Table = list[list[str]]
 
 
 def show_number(value: float) -> str:
@@ -40,28 +33,6 @@ def show_value(value: Any) -> str:
 def words(name: str) -> str:
     """The name of a field in words."""
     return str(name).replace("_", " ")
-
-
-def html_table(head: Sequence[str], rows: Table, summary: str, align: bool = True) -> str:
-    """A table whose cells are escaped; ``align`` puts figures to the right. ``summary`` names its rows."""
-    if not rows:
-        return ""
-
-    def cell(text: str, tag: str = "td") -> str:
-        is_figure = align and text.strip("-+%").replace(",", "").replace(".", "", 1).isdigit()
-        return f"<{tag}{' class=n' if is_figure else ''}>{escape(printable(text))}</{tag}>"
-
-    lines = [f"<tr>{''.join(f'<th>{escape(printable(name))}</th>' for name in head)}</tr>"]
-    lines += [f"<tr>{''.join(map(cell, row))}</tr>" for row in rows]
-    table = f'<div class="wide"><table>{"".join(lines)}</table></div>'
-    if len(rows) <= OPEN_TABLE_ROWS:
-        return table
-    return f"<details><summary>{len(rows):,} {escape(summary)}</summary>{table}</details>"
-
-
-def html_figure(caption: str, svg: str) -> str:
-    """A figure with its caption."""
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def svg_bars(values: Sequence[int], labels: Sequence[str]) -> str:

@@ -29,3 +29,31 @@ class BucketSampler:
             orders.append(start + permutation)
             start += size
         return np.concatenate(orders).astype(np.int64) if orders else np.zeros(0, np.int64)
+
+    def places(self, row_numbers: np.ndarray) -> dict[int, list[int]]:
+        """Where rows lie: by bucket, their numbers in that bucket; both count from 0.
+
+        Args:
+            row_numbers: as :meth:`epoch_order` gives them.
+        """
+        starts = np.cumsum([0, *self._bucket_sizes])
+        buckets = np.searchsorted(starts, row_numbers, side="right") - 1
+        return {
+            bucket: (row_numbers[buckets == bucket] - starts[bucket]).tolist()
+            for bucket in dict.fromkeys(buckets.tolist())
+        }
+
+
+class GivenOrder:
+    """The same rows in the same order, epoch after epoch.
+
+    Args:
+        row_numbers: the rows.
+    """
+
+    def __init__(self, row_numbers: Sequence[int] | np.ndarray) -> None:
+        self._row_numbers = np.asarray(row_numbers, dtype=np.int64)
+
+    def epoch_order(self, epoch: int) -> np.ndarray:
+        """Row numbers: int64 ``[rows]``."""
+        return self._row_numbers

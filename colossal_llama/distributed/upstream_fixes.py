@@ -17,6 +17,8 @@ fp32 master weights missing from checkpoints                   ``checkpoint.mast
 vocabulary not a multiple of 64: cannot be saved               ``plugins.hybrid``: no padding is asked for;
 (tensor/padded_tensor/api.py:47, checkpoint_io/utils.py:128)   a vocabulary that tp does not divide is refused
 no barrier after saving (checkpoint_io)                        ``checkpoint.manager`` ends each phase with one
+a rank that cannot write leaves the others waiting in a        ``checkpoint.file_writer`` keeps the error until
+gather (checkpoint_io, ``save_state_dict_shards``)             all ranks are out of it
 gradients of shared (tied) parameters summed again at every    ``plugins.steps.PipelineStep``: all micro-batches
 ``execute_pipeline`` of an accumulation                        of a step go through one pipeline call
 (hybrid_parallel_plugin.py, ``sync_shared_params``)

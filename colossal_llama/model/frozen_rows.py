@@ -20,15 +20,17 @@ def freeze_first_rows(weights: Iterable[Any], rows: int, shard: int = 0) -> None
     Args:
         weights: float ``[vocabulary, width]`` each, trainable.
         rows: number of rows that stay.
-        shard: which equal part of the vocabulary's rows this rank will hold (its tensor-parallel rank).
+        shard: which equal part of the vocabulary's rows this rank will hold, where it is split (its tensor-parallel
+            rank).
     """
     for weight in weights:
-        weight.register_hook(partial(_without_first_rows, rows=rows, shard=shard))
+        weight.register_hook(partial(_without_first_rows, rows=rows, shard=shard, vocabulary=weight.shape[0]))
 
 
-def _without_first_rows(grad: Any, rows: int, shard: int) -> Any:
-    """``grad`` (float ``[local rows, width]``) with zeros in the frozen ones of this shard's rows."""
-    frozen = min(max(rows - shard * grad.shape[0], 0), grad.shape[0])
+def _without_first_rows(grad: Any, rows: int, shard: int, vocabulary: int) -> Any:
+    """``grad`` (float ``[local rows, width]``) with zeros in the frozen ones of this rank's rows."""
+    start = shard * grad.shape[0] if grad.shape[0] < vocabulary else 0
+    frozen = min(max(rows - start, 0), grad.shape[0])
     masked = grad.clone()
     masked[:frozen] = 0
     return masked

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,15 @@ class LoraOptions:
         rank: rank of the two factors.
         alpha: the product of the factors is multiplied by alpha / rank.
         dropout: share of an adapter's inputs that is dropped in training.
-        target_modules: last names of the layers that get adapters.
+        target_modules: last names of the layers that get adapters; None for those of :data:`TARGET_MODULES` that the
+            model has.
         modules_to_save: last names of layers that are trained whole beside them.
     """
 
     rank: int
     alpha: int = 32
     dropout: float = 0.1
-    target_modules: Sequence[str] = TARGET_MODULES
+    target_modules: Sequence[str] | None = None
     modules_to_save: Sequence[str] = ()
 
 
@@ -47,14 +48,14 @@ def add_lora(booster: Any, model: Any, options: LoraOptions, adapter: Path | Non
     """
     from peft import LoraConfig
 
-    _check_names(model, options)
+    options = _resolved(model, options)
     if adapter is None:
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=options.rank,
             lora_alpha=options.alpha,
             lora_dropout=options.dropout,
-            target_modules=list(options.target_modules),
+            target_modules=list(options.target_modules or ()),
             modules_to_save=list(options.modules_to_save) or None,
         )
         wrapped = booster.enable_lora(model, lora_config=config)
@@ -69,28 +70,41 @@ def add_lora(booster: Any, model: Any, options: LoraOptions, adapter: Path | Non
     return wrapped
 
 
-def _check_names(model: Any, options: LoraOptions) -> None:
+def _resolved(model: Any, options: LoraOptions) -> LoraOptions:
+    """The options with the names of target modules that the model has, after a look at all names.
+
+    Raises:
+        UserError: see :func:`add_lora`.
+    """
     import torch
+    from transformers.pytorch_utils import Conv1D
 
     linear, every = set(), set()
     for name, module in model.named_modules():
         every.add(name.rpartition(".")[2])
-        if isinstance(module, torch.nn.Linear):
+        if isinstance(module, torch.nn.Linear | Conv1D):
             linear.add(name.rpartition(".")[2])
-    for flag, wanted, known in (
-        ("--lora_target_modules", options.target_modules, linear),
+    wanted = options.target_modules
+    targets = [name for name in TARGET_MODULES if name in linear] if wanted is None else list(wanted)
+    for flag, names, known in (
+        ("--lora_target_modules", targets or TARGET_MODULES[:1], linear),
         ("--lora_modules_to_save", options.modules_to_save, every),
     ):
-        unknown = [name for name in wanted if name not in known]
+        unknown = [name for name in names if name not in known]
         if unknown:
             shown = sorted(name for name in known if name and not name.isdigit())
             raise UserError(f"{flag} {unknown[0]}: the model has no such layer; it has {', '.join(shown)}")
-    both = set(options.target_modules) & set(options.modules_to_save)
+    _check_combination(model, targets, options.modules_to_save)
+    return replace(options, target_modules=targets)
+
+
+def _check_combination(model: Any, targets: Sequence[str], modules_to_save: Sequence[str]) -> None:
+    both = set(targets) & set(modules_to_save)
     if both:
         raise UserError(f"--lora_modules_to_save {sorted(both)[0]}: also in --lora_target_modules; name it once")
     embeddings = _embedding_names(model)
-    saved = [name for name in embeddings if name in options.modules_to_save]
-    adapted = [name for name in embeddings if name in options.target_modules]
+    saved = [name for name in embeddings if name in modules_to_save]
+    adapted = [name for name in embeddings if name in targets]
     if _ties_embeddings(model) and adapted:
         raise UserError(
             f"--lora_target_modules {adapted[0]}: the model ties it to its input embedding, which an adapter would "

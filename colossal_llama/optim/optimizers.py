@@ -35,6 +35,7 @@ class OptimizerSpec:
         works_on: the forms of weights (:data:`constants.WHOLE` and its like) with which its update is that of one
             process with whole matrices.
         matrix_options: entries that it needs in the group of matrices, from the values of the flags.
+        state_bytes: its states for each trained parameter of a matrix, at most.
         saved_by_booster: Colossal-AI's checkpoints hold its state; otherwise every rank writes its own, because they
             take all states for fp32 tensors of the parameter's shape.
     """
@@ -42,6 +43,7 @@ class OptimizerSpec:
     summary: str
     make: Callable[[Groups], Any]
     works_on: frozenset[str]
+    state_bytes: float
     matrix_options: Callable[[int, int, float], dict[str, Any]] = field(default=lambda *flags: {})
     saved_by_booster: bool = False
 
@@ -121,6 +123,7 @@ OPTIMIZERS.add(
         "AdamW, in fused kernels of Colossal-AI (Loshchilov and Hutter 2019, arXiv:1711.05101)",
         _hybrid_adam,
         _ELEMENTWISE | {CHUNKS},
+        state_bytes=8,
         saved_by_booster=True,
     ),
 )
@@ -130,6 +133,7 @@ OPTIMIZERS.add(
         "sign of an average of gradients; one state instead of two (Chen et al. 2023, arXiv:2302.06675)",
         _lion,
         _ELEMENTWISE,
+        state_bytes=4,
     ),
 )
 OPTIMIZERS.add(
@@ -138,6 +142,7 @@ OPTIMIZERS.add(
         "AdamW with states in 8 bits, quantised in blocks of 256 (Dettmers et al. 2022, arXiv:2110.02861)",
         _adam_8bit,
         _ELEMENTWISE,
+        state_bytes=2,
     ),
 )
 OPTIMIZERS.add(
@@ -146,6 +151,7 @@ OPTIMIZERS.add(
         "second moments as rows and columns, no first moment (Shazeer and Stern 2018, arXiv:1804.04235)",
         _adafactor,
         frozenset({WHOLE}),
+        state_bytes=0,
     ),
 )
 OPTIMIZERS.add(
@@ -154,6 +160,7 @@ OPTIMIZERS.add(
         "Adafactor with a first moment that is trusted by its residuals (Luo et al. 2023, arXiv:2307.02047)",
         _came,
         frozenset({WHOLE}),
+        state_bytes=4,
     ),
 )
 OPTIMIZERS.add(
@@ -162,6 +169,7 @@ OPTIMIZERS.add(
         "AdamW on gradients projected to a low rank, embeddings apart (Zhao et al. 2024, arXiv:2403.03507)",
         _galore,
         frozenset({WHOLE}),
+        state_bytes=8,
         matrix_options=_galore_options,
     ),
 )

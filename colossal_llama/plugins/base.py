@@ -76,6 +76,52 @@ class ParallelLayout:
     vocab_size: int = 0
 
 
+@dataclass(frozen=True)
+class Placement:
+    """What a plugin keeps in memory, for estimates before anything runs.
+
+    Attributes:
+        weight_bytes, gradient_bytes: for each parameter.
+        master_bytes: for each trained parameter, of the fp32 weights that the optimizer holds; its states come on top.
+        weights_over, gradients_over, optimizer_over: ranks that share one copy of them; frozen weights are whole on
+            every rank.
+        bucket_bytes: for each trained parameter, of buffers that gradients are reduced in.
+        cast_bytes: for each parameter, of half-precision copies that autocast makes.
+        residual_bytes: for each element of the residual stream, if wider than the precision (autocast adds in fp32).
+        optimizer_on_host: optimizer states are in host memory.
+    """
+
+    weight_bytes: int
+    gradient_bytes: int
+    master_bytes: int = 0
+    weights_over: int = 1
+    gradients_over: int = 1
+    optimizer_over: int = 1
+    bucket_bytes: int = 0
+    cast_bytes: int = 0
+    residual_bytes: int = 0
+    optimizer_on_host: bool = False
+
+
+PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+"""Bytes of an element of weights, gradients and activations."""
+
+MASTER_BYTES = 4
+"""Bytes of an fp32 master weight."""
+
+
+def whole_placement(options: PluginOptions, world_size: int) -> Placement:
+    """The placement of plain data parallelism: everything whole on every rank, fp32 weights under autocast."""
+    autocast = options.precision != "fp32"
+    return Placement(
+        weight_bytes=4,
+        gradient_bytes=4,
+        bucket_bytes=4,
+        cast_bytes=2 if autocast else 0,
+        residual_bytes=4,
+    )
+
+
 def world_layout(plugin: Any, options: PluginOptions) -> ParallelLayout:
     """The layout of plain data parallelism: every rank has its own rows."""
     import torch.distributed as dist
@@ -115,6 +161,8 @@ class PluginSpec:
         clips_gradients: the plugin clips; otherwise the step does.
         can_skip_sync: supports ``no_sync``, so that accumulation communicates once.
         shards_attention: Colossal-AI replaces the attention and brings its own flash attention.
+        placement: what it keeps in memory, given the world size.
+        evaluates_untrained: the model can be evaluated before its first training step.
         rewrites_model: Colossal-AI changes the model by a policy for its architecture.
         cannot_train: architectures (``model_type``) that fail in the plugin, in every layout.
         weight_form: what the optimizer sees of a weight matrix: :data:`constants.WHOLE` and its like.
@@ -128,6 +176,8 @@ class PluginSpec:
     clips_gradients: bool = True
     can_skip_sync: bool = False
     shards_attention: bool = False
+    placement: Callable[[PluginOptions, int], Placement] = whole_placement
+    evaluates_untrained: bool = True
     rewrites_model: bool = False
     cannot_train: frozenset[str] = frozenset()
     weight_form: Callable[[PluginOptions], str] = shows_whole_weights

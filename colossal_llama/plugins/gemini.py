@@ -7,7 +7,10 @@ from typing import Any
 
 from colossal_llama.constants import CHUNKS
 from colossal_llama.plugins.base import (
+    MASTER_BYTES,
     PLUGINS,
+    PRECISION_BYTES,
+    Placement,
     PluginOptions,
     PluginSpec,
     refuse_fp32,
@@ -44,6 +47,20 @@ def _check(options: PluginOptions, world_size: int, name: str) -> None:
     refuse_lora(f"--plugin {name}", options)
 
 
+def _placement(options: PluginOptions, world_size: int) -> Placement:
+    # Gradients take the place of the weights in their chunk, unless they are accumulated. Frozen weights are not in
+    # chunks but whole on every rank, and so is a model that is smaller than one chunk, which is not counted here.
+    width = PRECISION_BYTES[options.precision]
+    return Placement(
+        weight_bytes=width,
+        gradient_bytes=width if options.accumulation_steps > 1 else 0,
+        master_bytes=MASTER_BYTES,
+        weights_over=world_size,
+        gradients_over=world_size,
+        optimizer_over=world_size,
+    )
+
+
 for _name, _policy in (("gemini", "static"), ("gemini_auto", "auto")):
     PLUGINS.add(
         _name,
@@ -51,7 +68,10 @@ for _name, _policy in (("gemini", "static"), ("gemini_auto", "auto")):
             summary=f"ZeRO-3 in chunks ({_policy} placement): parameters sharded too",
             make=partial(_make, placement_policy=_policy),
             check=partial(_check, name=_name),
+            placement=_placement,
             shards_attention=True,
+            # Upstream observes the memory of the first step, and asserts that it comes first (gemini_ddp.py:279).
+            evaluates_untrained=_policy == "static",
             cannot_train=CANNOT_TRAIN,
             weight_form=lambda options: CHUNKS,
         ),

@@ -6,7 +6,16 @@ from typing import Any
 
 from colossal_llama.constants import FLAT, SPLIT, WHOLE
 from colossal_llama.errors import UserError
-from colossal_llama.plugins.base import PLUGINS, ParallelLayout, PluginOptions, PluginSpec, refuse_lora
+from colossal_llama.plugins.base import (
+    MASTER_BYTES,
+    PLUGINS,
+    PRECISION_BYTES,
+    ParallelLayout,
+    Placement,
+    PluginOptions,
+    PluginSpec,
+    refuse_lora,
+)
 
 INITIAL_LOSS_SCALE = 2**16
 
@@ -98,6 +107,20 @@ def _layout(plugin: Any, options: PluginOptions) -> ParallelLayout:
     )
 
 
+def _placement(options: PluginOptions, world_size: int) -> Placement:
+    # ZeRO shards over data parallel and sequence parallel ranks together.
+    replicas = world_size // (options.tp * options.pp)
+    width = PRECISION_BYTES[options.precision]
+    return Placement(
+        weight_bytes=width,
+        gradient_bytes=width,
+        master_bytes=MASTER_BYTES if options.precision != "fp32" else 0,
+        gradients_over=replicas if options.zero_stage == 2 else 1,
+        optimizer_over=replicas if options.zero_stage > 0 else 1,
+        optimizer_on_host=options.cpu_offload and options.zero_stage > 0,
+    )
+
+
 def _weight_form(options: PluginOptions) -> str:
     # ZeRO flattens also what it leaves on one rank.
     if options.zero_stage > 0:
@@ -113,6 +136,7 @@ PLUGINS.add(
         check=_check,
         layout=_layout,
         shards_attention=True,
+        placement=_placement,
         rewrites_model=True,
         weight_form=_weight_form,
     ),

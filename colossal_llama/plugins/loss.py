@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from colossal_llama.constants import IGNORE_INDEX
 
@@ -52,3 +52,38 @@ def token_loss_sum(logits: torch.Tensor, targets: torch.Tensor, layout: Parallel
         dtype=flat_logits.dtype,
         mode="sum",
     )
+
+
+def token_losses(logits: torch.Tensor, targets: torch.Tensor, layout: ParallelLayout) -> torch.Tensor:
+    """Negative log-likelihood (nats) of each target this rank holds logits for; without gradient.
+
+    Args:
+        logits, targets, layout: as in :func:`token_loss_sum`.
+
+    Returns:
+        fp32 ``[batch, sequence (/ sp_size)]``, 0 where there is no target.
+    """
+    import torch.nn.functional as F
+
+    mine = local_targets(targets, layout)
+    scores = logits.float()
+    if layout.tp_group is None or scores.shape[-1] == layout.vocab_size:
+        flat = F.cross_entropy(scores.flatten(0, 1), mine.flatten(), ignore_index=IGNORE_INDEX, reduction="none")
+        return flat.view(mine.shape)
+    return _vocabulary_parallel_losses(scores, mine, layout.tp_group)
+
+
+def _vocabulary_parallel_losses(scores: torch.Tensor, targets: torch.Tensor, group: Any) -> torch.Tensor:
+    """Each rank of ``group`` has an equal share of the vocabulary, in order (Colossal-AI has sum and mean only)."""
+    import torch.distributed as dist
+
+    size = scores.shape[-1]
+    highest = scores.amax(dim=-1)
+    dist.all_reduce(highest, op=dist.ReduceOp.MAX, group=group)
+    exponentials = (scores - highest[..., None]).exp().sum(dim=-1)
+    place = targets - dist.get_rank(group) * size
+    is_mine = (place >= 0) & (place < size)
+    score = scores.gather(-1, place.clamp(0, size - 1)[..., None])[..., 0].masked_fill(~is_mine, 0)
+    dist.all_reduce(exponentials, group=group)
+    dist.all_reduce(score, group=group)
+    return (exponentials.log() + highest - score).masked_fill(targets == IGNORE_INDEX, 0)

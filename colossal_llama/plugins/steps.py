@@ -8,7 +8,7 @@ that group turns the average back into a sum. Micro-batches of different length 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,7 +18,8 @@ import torch.distributed as dist
 from colossal_llama.constants import IGNORE_INDEX
 from colossal_llama.plugins.base import ParallelLayout, PluginOptions, PluginSpec
 from colossal_llama.plugins.documents import document_boundaries, document_mask, takes_boundaries
-from colossal_llama.plugins.loss import local_targets, token_loss_sum
+from colossal_llama.plugins.loss import local_targets, token_loss_sum, token_losses
+from colossal_llama.plugins.update_guard import APPLIED, UpdateGuard
 
 Batch = dict[str, torch.Tensor]
 """``input_ids`` and ``targets``: int64 ``[batch, sequence]`` each; targets are shifted by one. With
@@ -35,11 +36,23 @@ class StepResult:
         loss: mean negative log-likelihood per target token of the step's global batch, in nats.
         target_tokens: number of target tokens in the global batch.
         grad_norm: gradient norm before clipping, or None where nothing computed it.
+        update: whether the weights changed, see :mod:`.update_guard`.
+        stop: whether any rank wanted to stop (:attr:`Boosted.wants_to_stop`) when the step ended.
     """
 
     loss: float
     target_tokens: int
     grad_norm: float | None
+    update: str = APPLIED
+    stop: bool = False
+
+
+NOT_FOR_THE_MODEL = ("targets", "groups")
+"""What a batch holds for the loss and for its evaluation."""
+
+TokenLossSink = Callable[[torch.Tensor, Batch], None]
+"""Takes the losses of one forward pass, fp32 ``[batch, sequence / sp_size]`` in nats, 0 where there is no target, and
+the batch on the device, its tensors cut to the same positions."""
 
 
 class TrainStep(Protocol):
@@ -49,10 +62,22 @@ class TrainStep(Protocol):
         """Forward, backward and update; the gradients are zero afterwards."""
         ...
 
+    def evaluate(self, steps: Iterable[Sequence[Batch]], sink: TokenLossSink) -> None:
+        """Forward only, in evaluation mode, as many micro-batches a time as :meth:`run` takes.
+
+        Args:
+            steps: the same number on all ranks; batches may hold further tensors ``[batch, sequence]``.
+            sink: called on the ranks that hold logits; ranks of one tensor-parallel group get the same losses.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Boosted:
-    """Model and optimizer as the Booster returned them, with what a step needs to know about them."""
+    """Model and optimizer as the Booster returned them, with what a step needs to know about them.
+
+    ``wants_to_stop`` is asked at the end of each step; what one rank says reaches all of them with the loss.
+    """
 
     booster: Any
     model: Any
@@ -61,6 +86,9 @@ class Boosted:
     spec: PluginSpec
     options: PluginOptions
     device: str
+    skips_not_finite: bool = False
+    """Drop the update of a step whose loss or gradient norm is not finite."""
+    wants_to_stop: Callable[[], bool] = lambda: False
 
 
 def build_step(boosted: Boosted) -> TrainStep:
@@ -115,9 +143,37 @@ def _attention_mask(batch: dict[str, Any], boosted: Boosted) -> dict[str, torch.
     return {}
 
 
-def _grad_norm_of(optimizer: Any) -> float | None:
-    norm = optimizer.get_grad_norm() if hasattr(optimizer, "get_grad_norm") else None
-    return None if norm is None else float(norm)
+def _sum_over_ranks(loss: torch.Tensor, boosted: Boosted) -> tuple[float, bool]:
+    """A loss summed over token group and pipeline, and whether any rank of the run wants to stop.
+
+    Both travel and are read together: asking costs no synchronisation of its own.
+    """
+    layout = boosted.layout
+    stop = torch.full_like(loss, float(boosted.wants_to_stop()))
+    values = torch.stack([loss, stop])
+    dist.all_reduce(values, group=layout.token_group)
+    if layout.tp_group is not None:  # tensor parallel ranks have the same loss, but signals of their own
+        dist.all_reduce(values[1:], group=layout.tp_group)
+    if layout.pp_group is not None:
+        dist.all_reduce(values, group=layout.pp_group)
+    total, votes = values.tolist()
+    return total, votes > 0
+
+
+@contextlib.contextmanager
+def _evaluation_mode(model: Any) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def _pass_on(logits: torch.Tensor, batch: Batch, layout: ParallelLayout, sink: TokenLossSink) -> None:
+    losses = token_losses(logits, batch["targets"], layout)
+    sink(losses, {name: local_targets(tensor, layout) for name, tensor in batch.items()})
 
 
 class DataParallelStep:
@@ -128,6 +184,7 @@ class DataParallelStep:
         self._autocast_dtype = (
             AUTOCAST_DTYPES.get(boosted.options.precision) if boosted.spec.keeps_fp32_weights else None
         )
+        self._guard = UpdateGuard(boosted.optimizer, boosted.skips_not_finite, boosted.device)
 
     def run(self, micro_batches: Sequence[Batch]) -> StepResult:
         """See :class:`TrainStep`."""
@@ -141,18 +198,30 @@ class DataParallelStep:
                 loss = self._forward(inputs, inputs.pop("targets"))
                 boosted.booster.backward(loss * weight, boosted.optimizer)
             loss_sum += loss.detach()
-        grad_norm = self._update()
-        dist.all_reduce(loss_sum, group=boosted.layout.token_group)
+        total, stop = _sum_over_ranks(loss_sum, boosted)
         count = int(target_tokens.item())
-        return StepResult(loss=loss_sum.item() / max(count, 1), target_tokens=count, grad_norm=grad_norm)
+        loss_value = total / max(count, 1)
+        update, grad_norm = self._update(loss_value)
+        return StepResult(loss_value, count, grad_norm, update, stop)
+
+    def evaluate(self, steps: Iterable[Sequence[Batch]], sink: TokenLossSink) -> None:
+        """See :class:`TrainStep`."""
+        boosted = self._boosted
+        with _evaluation_mode(boosted.model):
+            for batch in (batch for micro_batches in steps for batch in micro_batches):
+                text: Batch = {name: batch[name] for name in ("input_ids", "position_ids") if name in batch}
+                logits = self._logits(_prepare(text, boosted))
+                _pass_on(logits, _on_device(batch, boosted), boosted.layout, sink)
 
     def _forward(self, inputs: dict[str, Any], targets: torch.Tensor) -> torch.Tensor:
+        return token_loss_sum(self._logits(inputs), targets, self._boosted.layout)
+
+    def _logits(self, inputs: dict[str, Any]) -> torch.Tensor:
         boosted = self._boosted
         device_type = boosted.device.split(":")[0]
         dtype = self._autocast_dtype
         with torch.autocast(device_type, dtype=dtype) if dtype else contextlib.nullcontext():
-            outputs = boosted.model(**inputs, use_cache=False)
-        return token_loss_sum(outputs["logits"], targets, boosted.layout)
+            return boosted.model(**inputs, use_cache=False)["logits"]
 
     def _sync_context(self, is_last: bool) -> Any:
         boosted = self._boosted
@@ -161,12 +230,11 @@ class DataParallelStep:
             return boosted.booster.no_sync(boosted.model, boosted.optimizer)
         return contextlib.nullcontext()
 
-    def _update(self) -> float | None:
+    def _update(self, loss: float) -> tuple[str, float | None]:
         boosted = self._boosted
-        grad_norm = None if boosted.spec.clips_gradients else self._clip()
-        boosted.optimizer.step()
+        outcome = self._guard.step(loss, None if boosted.spec.clips_gradients else self._clip())
         boosted.optimizer.zero_grad()
-        return _grad_norm_of(boosted.optimizer) if grad_norm is None else grad_norm
+        return outcome
 
     def _clip(self) -> float:
         optimizer = self._boosted.optimizer
@@ -190,6 +258,7 @@ class PipelineStep:
         self._length: int | None = None
         # The masks of all rows of a step would fill the memory: each micro-batch gets its own when a stage runs it.
         boosted.model.register_forward_pre_hook(self._prepare_inputs, with_kwargs=True)
+        self._guard = UpdateGuard(boosted.optimizer, boosted.skips_not_finite, boosted.device)
 
     def run(self, micro_batches: Sequence[Batch]) -> StepResult:
         """See :class:`TrainStep`."""
@@ -204,10 +273,24 @@ class PipelineStep:
             boosted.optimizer,
             return_loss=True,
         )
-        boosted.optimizer.step()
+        loss, stop = self._mean_loss(result["loss"])
+        update, grad_norm = self._guard.step(loss)
         boosted.optimizer.zero_grad()
-        loss = self._mean_loss(result["loss"])
-        return StepResult(loss, int(target_tokens.item()), _grad_norm_of(boosted.optimizer))
+        return StepResult(loss, int(target_tokens.item()), grad_norm, update, stop)
+
+    def evaluate(self, steps: Iterable[Sequence[Batch]], sink: TokenLossSink) -> None:
+        """See :class:`TrainStep`."""
+        boosted = self._boosted
+
+        def criterion(outputs: Any, batch: Batch) -> torch.Tensor:
+            _pass_on(outputs["logits"], batch, boosted.layout, sink)
+            return torch.zeros((), device=boosted.device)
+
+        with _evaluation_mode(boosted.model):
+            for micro_batches in steps:
+                batch = _on_device(_concatenate(micro_batches), boosted)
+                self._announce_shapes(batch["input_ids"].shape[1])
+                boosted.booster.execute_pipeline(iter([batch]), boosted.model, criterion, None, return_loss=False)
 
     def _announce_shapes(self, length: int) -> None:
         """Let stages tell each other the shapes of what they send again when the rows' length changes.
@@ -223,7 +306,7 @@ class PipelineStep:
 
     def _prepare_inputs(self, model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # Colossal-AI hands the whole batch to the model; Llama's forward alone puts up with arguments it does not know.
-        inputs = {name: value for name, value in kwargs.items() if name != "targets"}
+        inputs = {name: value for name, value in kwargs.items() if name not in NOT_FOR_THE_MODEL}
         if "attention_mask" not in inputs:
             inputs |= _attention_mask(inputs, self._boosted)
         return args, inputs
@@ -237,13 +320,13 @@ class PipelineStep:
 
         return criterion
 
-    def _mean_loss(self, weighted: torch.Tensor | None) -> float:
+    def _mean_loss(self, weighted: torch.Tensor | None) -> tuple[float, bool]:
         """The step's loss on every rank; only the last stage has ``weighted``, its ranks' shares of it."""
-        layout = self._boosted.layout
-        total = torch.zeros((), device=self._boosted.device) if weighted is None else weighted.detach().float()
-        dist.all_reduce(total, group=layout.token_group)
-        dist.all_reduce(total, group=layout.pp_group)
-        return total.item() / dist.get_world_size(layout.token_group)
+        share = (
+            torch.zeros((), device=self._boosted.device) if weighted is None else weighted.detach().float().reshape(())
+        )
+        total, stop = _sum_over_ranks(share, self._boosted)
+        return total / dist.get_world_size(self._boosted.layout.token_group), stop
 
 
 def _concatenate(micro_batches: Sequence[Batch]) -> Batch:
@@ -256,5 +339,7 @@ def _concatenate(micro_batches: Sequence[Batch]) -> Batch:
     def padded(batch: Batch, name: str, fill: int) -> torch.Tensor:
         return torch.nn.functional.pad(batch[name], (0, length - batch[name].shape[1]), value=fill)
 
-    fills = {"input_ids": 0, "targets": IGNORE_INDEX, "position_ids": 0}
-    return {name: torch.cat([padded(batch, name, fills[name]) for batch in micro_batches]) for name in micro_batches[0]}
+    return {
+        name: torch.cat([padded(batch, name, IGNORE_INDEX if name == "targets" else 0) for batch in micro_batches])
+        for name in micro_batches[0]
+    }

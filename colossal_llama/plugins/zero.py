@@ -6,7 +6,14 @@ from functools import partial
 from typing import Any
 
 from colossal_llama.constants import FLAT
-from colossal_llama.plugins.base import PLUGINS, PluginOptions, PluginSpec
+from colossal_llama.plugins.base import (
+    MASTER_BYTES,
+    PLUGINS,
+    PRECISION_BYTES,
+    Placement,
+    PluginOptions,
+    PluginSpec,
+)
 
 INITIAL_LOSS_SCALE = 2**16
 
@@ -24,12 +31,25 @@ def _make(options: PluginOptions, cpu_offload: bool) -> Any:
     )
 
 
+def _placement(options: PluginOptions, world_size: int, cpu_offload: bool) -> Placement:
+    # Colossal-AI makes masters in fp32 training too.
+    return Placement(
+        weight_bytes=PRECISION_BYTES[options.precision],
+        gradient_bytes=PRECISION_BYTES[options.precision],
+        master_bytes=MASTER_BYTES,
+        gradients_over=world_size,
+        optimizer_over=world_size,
+        optimizer_on_host=cpu_offload,
+    )
+
+
 for _name, _offload, _where in (("zero2", False, ""), ("zero2_cpu", True, ", kept in host memory")):
     PLUGINS.add(
         _name,
         PluginSpec(
             summary=f"ZeRO-2: gradients and optimizer states sharded over the ranks{_where}",
             make=partial(_make, cpu_offload=_offload),
+            placement=partial(_placement, cpu_offload=_offload),
             weight_form=lambda options: FLAT,
         ),
     )

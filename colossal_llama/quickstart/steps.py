@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -14,20 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.checkpoint.manager import discard_checkpoints, existing_checkpoints
+from colossal_llama.checkpoint.folders import discard_checkpoints, existing_checkpoints
 from colossal_llama.errors import UserError
 from colossal_llama.quickstart import assets, corpus
 from colossal_llama.quickstart.plan import QuickstartPlan, StagePlan
-
-ROOT = Path(__file__).resolve().parents[2]
-HOST_ALLOCATOR = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 34),
-}
-"""Settings of glibc's malloc that keep freed memory and use huge pages. Without them every step on a CPU returns the
-gradients' memory to the kernel and faults it in again: 110,000 page faults a step of SmolLM2-135M, none with them,
-and the backward pass took 3.4 instead of 2.9 seconds. Other C libraries ignore them."""
+from colossal_llama.stages.launcher import ROOT, Launcher, command_environment, training_environment
 
 Result = dict[str, Any]
 Action = Callable[[], Result | None]
@@ -79,8 +68,7 @@ def run_command(arguments: list[str], environment: dict[str, str] | None = None)
     """
     programs = str(Path(sys.executable).parent)
     print("$ " + " ".join(arguments).replace(f"{programs}/", ""), flush=True)
-    path = os.pathsep.join([programs, os.environ.get("PATH", "")])
-    done = subprocess.run(arguments, cwd=ROOT, env=os.environ | {"PATH": path} | (environment or {}), check=False)
+    done = subprocess.run(arguments, cwd=ROOT, env=command_environment(environment or {}), check=False)
     if done.returncode:
         raise UserError(f"the step above failed with exit code {done.returncode}; mend it and run the quickstart again")
 
@@ -197,7 +185,7 @@ def train_stage(
     checkpoints = existing_checkpoints(run / "checkpoints")
     rows = max(1, plan.global_batch // processes)
     train = [
-        "scripts/train.py", "--pretrained", str(pretrained),
+        "--pretrained", str(pretrained),
         "--dataset", str(workspace.folder("data", stage.name, "arrow")),
         "--load_checkpoint", str(checkpoints[-1] if checkpoints else start),
         "--save_dir", str(run / "checkpoints"), "--tensorboard_dir", str(run / "logs"),
@@ -207,9 +195,7 @@ def train_stage(
     ]  # fmt: skip
     train += ["--freeze_non_embeds_params"] if stage.embeddings_only else []
     train += ["--use_neft"] if stage.conversations else []
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
-    environment = HOST_ALLOCATOR | {"OMP_NUM_THREADS": threads, "PYTHONUNBUFFERED": "1"}
-    run_command([*launcher(processes), *train], environment)
+    run_command(Launcher(processes).command("scripts/train.py", train), training_environment(processes))
     discard_checkpoints(run / "checkpoints")
     metrics = [json.loads(line) for line in (run / "logs" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return {
@@ -218,15 +204,6 @@ def train_stage(
         "training_seconds": round(sum(entry["seconds"] for entry in metrics), 1),
         "losses": [entry["loss"] for entry in metrics],
     }
-
-
-def launcher(processes: int) -> list[str]:
-    """``colossalai run`` on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = Path(sys.executable).with_name("colossalai")
-    return [str(command), "run", "--nproc_per_node", str(processes), "--master_port", str(port)]
 
 
 def measure(workspace: Workspace, model_dir: Path) -> Result:

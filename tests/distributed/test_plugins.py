@@ -56,7 +56,9 @@ def test_bf16_curve_resume_and_export(case, tmp_path, tiny_model, rows_20_steps,
     arguments = flags(tiny_model, rows_20_steps, "--mixed_precision", "bf16", "--save_interval", "10", *case.flags)
     logits_file = tmp_path / "logits.pt"
     dump = {"DUMP_LOGITS": str(logits_file)} if case.dumps_logits else {}
-    save_dir = train(whole, arguments, environment=case.environment | dump)
+    # The background writes what the model has long gone on from.
+    late = {"SLOW_WRITER": "0.3"}
+    save_dir = train(whole, [*arguments, "--async_save"], environment=case.environment | dump | late)
 
     losses = read_losses(whole)
     assert len(losses) == 20

@@ -36,6 +36,7 @@ def train_reference(
     max_norm: float = 1.0,
     weight_decay: float = 0.1,
     trainable: tuple[str, ...] = (),
+    dropped: tuple[int, ...] = (),
     epochs: int = 1,
     make_optimizer: Callable[[Any], Any] | None = None,
 ) -> Reference:
@@ -43,6 +44,7 @@ def train_reference(
 
     Args:
         trainable: substrings of the names of the trained parameters; empty for all.
+        dropped: steps, from 1, whose update is not made.
         epochs: passes over the part.
         make_optimizer: makes the optimizer of the model, instead of AdamW over all trained parameters.
     """
@@ -62,12 +64,15 @@ def train_reference(
     scheduler = build_lr_scheduler(optimizer, schedule.total_steps, schedule.resolved_warmup_steps)
     loader = StepLoader(rows, BucketSampler(rows.bucket_sizes, 42), PackedCollator(1, 32, "max_length"), schedule, 0)
     losses, grad_norms = [], []
-    for _, (batch,) in (step for epoch in range(epochs) for step in loader.epoch(epoch)):
+    steps = (step for epoch in range(epochs) for step in loader.epoch(epoch))
+    for number, loaded in enumerate(steps, start=1):
+        (batch,) = loaded.micro_batches
         logits = model(input_ids=batch["input_ids"]).logits
         loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), batch["targets"].flatten())
         loss.backward()
         grad_norms.append(torch.nn.utils.clip_grad_norm_(params, max_norm).item())
-        optimizer.step()
+        if number not in dropped:
+            optimizer.step()
         optimizer.zero_grad()
         scheduler.step()
         losses.append(loss.item())

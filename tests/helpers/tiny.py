@@ -76,3 +76,36 @@ def save_rows(folder: Path, count: int, vocab_size: int = VOCAB_SIZE, seed: int 
     path = folder / "part-00000"
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(path))
     return path
+
+
+def save_categorised_rows(folder: Path, count: int, seed: int = 0) -> Path:
+    """One part as preparation writes it: rows of one to three documents of the categories ``news`` and ``law``.
+
+    The first token of a document and every second document's leading third are not learned.
+    """
+    import datasets
+
+    rng = np.random.default_rng(seed)
+    columns: dict[str, list] = {"input_ids": [], "labels": [], "seq_lengths": [], "category": []}
+    for index in range(count):
+        lengths = [int(size) for size in rng.integers(4, ROW_LENGTH // 3 + 1, 1 + index % 3)]
+        ids = (rng.beta(0.5, 3.0, sum(lengths)) * (VOCAB_SIZE - 2)).astype(np.int32) + 2
+        labels = ids.copy()
+        start = 0
+        for number, length in enumerate(lengths):
+            labels[start : start + (length // 3 if number % 2 else 1)] = -100
+            start += length
+        columns["input_ids"].append(ids)
+        columns["labels"].append(labels)
+        columns["seq_lengths"].append(lengths)
+        columns["category"].append([("news", "law")[(index + number) % 2] for number in range(len(lengths))])
+    numbers = datasets.Sequence(datasets.Value("int32"))
+    features = datasets.Features(
+        {
+            **dict.fromkeys(("input_ids", "labels", "seq_lengths"), numbers),
+            "category": datasets.Sequence(datasets.Value("string")),
+        }
+    )
+    path = folder / "part-00000"
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(path))
+    return path

@@ -2,8 +2,15 @@
 
 GEMINI_SMALL_CHUNKS=1  chunks small enough that Gemini really shards a tiny model
 DUMP_LOGITS=FILE       after training, write the model's logits on fixed ids (whole vocabulary) to FILE
+DUMP_STATE_BYTES=FILE  after training, write rank 0's bytes of weights, gradients and optimizer states to FILE (JSON)
 SLOW_RANK=1            that rank starts writing its part of a checkpoint two seconds late
 UNDO=name,...          take single remedies out, to show what goes wrong without them
+SIGNAL_AT=S:R:NAME     rank R sends itself the signal NAME in optimizer step S (counted from 1 in this process)
+KILL_AT=EVENT:N:R      rank R kills itself (SIGKILL) when EVENT happens for the N-th time; see kill_at
+FILE_LIMIT=R:BYTES     rank R can write no file longer than this (RLIMIT_FSIZE)
+SLOW_WRITER=SECONDS    files of a checkpoint are written that much later than they could be
+NAN_LOSS=N,...         the loss of these steps is NaN, on the last rank that computes one
+NAN_GRADIENT=N,...     the loss of these steps is what it is, but its gradient is NaN
 WRITE_GRADIENTS=N      optimizer step N puts every gradient in the place of its parameter; no step before changes any
 RESAVE=FOLDER          a resumed run first saves what it has loaded below FOLDER
 LOG_ROWS=FOLDER        each rank writes the numbers of the rows it reads to a file there, one a line
@@ -12,8 +19,11 @@ LOG_ROWS=FOLDER        each rank writes the numbers of the rows it reads to a fi
 from __future__ import annotations
 
 import os
+import resource
+import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +59,74 @@ def dump_logits(step: Any, path: str) -> None:
         torch.save(logits.float(), path)
 
 
+def dump_state_bytes(step: Any, counted: dict[str, int], path: str) -> None:
+    """Write the bytes of what a rank keeps from step to step; ``counted`` holds the gradients at the last step."""
+    import json
+
+    import torch
+    import torch.distributed as dist
+
+    optimizer = step._boosted.optimizer
+    weights = {parameter.untyped_storage().data_ptr() for parameter in bare_model(step._boosted.model).parameters()}
+    held = [parameter for group in optimizer.optim.param_groups for parameter in group["params"]]
+    masters = [parameter for parameter in held if parameter.untyped_storage().data_ptr() not in weights]
+    moments = [
+        value
+        for state in optimizer.optim.state.values()
+        for value in state.values()
+        if torch.is_tensor(value) and value.ndim
+    ]
+    sizes = {
+        "weights": sum(parameter.nbytes for parameter in bare_model(step._boosted.model).parameters()),
+        "gradients": counted["gradients"],
+        "optimizer": sum(tensor.nbytes for tensor in [*masters, *moments]),
+    }
+    if dist.get_rank() == 0:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(sizes, file)
+
+
+def count_gradients(step: Any) -> dict[str, int]:
+    """Have the bytes of the gradients counted just before each optimizer step; ZeRO's are in a store of their own."""
+    optimizer, counted = step._boosted.optimizer, {"gradients": 0}
+    update = optimizer.step
+
+    def counting_step(*args: Any, **kwargs: Any) -> Any:
+        own = [
+            parameter.grad for parameter in bare_model(step._boosted.model).parameters() if parameter.grad is not None
+        ]
+        stores = optimizer.pid_to_grad_store.values() if hasattr(optimizer, "pid_to_grad_store") else ()
+        stored = [
+            grad
+            for store in {id(store): store for store in stores}.values()
+            for group in store._grads_of_params.values()
+            for grads in group.values()
+            for grad in grads
+            if grad is not None
+        ]
+        counted["gradients"] = sum(grad.nbytes for grad in [*own, *stored])
+        return update(*args, **kwargs)
+
+    optimizer.step = counting_step
+    return counted
+
+
 def install_hooks() -> None:
     if os.environ.get("GEMINI_SMALL_CHUNKS"):
         gemini.CHUNK_SEARCH.update(min_chunk_size_m=0.01, search_range_m=1)
     if rank := os.environ.get("SLOW_RANK"):
         delay_saving(rank)
+    if when := os.environ.get("SIGNAL_AT"):
+        signal_at(*when.split(":"))
+    if when := os.environ.get("KILL_AT"):
+        kill_at(*when.split(":"))
+    if limit := os.environ.get("FILE_LIMIT"):
+        limit_files(*limit.split(":"))
+    if seconds := os.environ.get("SLOW_WRITER"):
+        delay_writing(float(seconds))
+    for name in ("NAN_LOSS", "NAN_GRADIENT"):
+        if steps := os.environ.get(name):
+            spoil_losses({int(step) for step in steps.split(",")}, in_value=name == "NAN_LOSS")
     if step := os.environ.get("WRITE_GRADIENTS"):
         write_gradients(int(step))
     if folder := os.environ.get("RESAVE"):
@@ -70,6 +143,15 @@ def install_hooks() -> None:
             dump_logits(step, path)
 
         command.fit = fit_and_dump
+    if states_path := os.environ.get("DUMP_STATE_BYTES"):
+        fit_before = command.fit
+
+        def fit_and_count(setting: Any, step: Any, *rest: Any) -> None:
+            counted = count_gradients(step)
+            fit_before(setting, step, *rest)
+            dump_state_bytes(step, counted, states_path)
+
+        command.fit = fit_and_count
 
 
 def delay_saving(rank: str) -> None:
@@ -83,6 +165,104 @@ def delay_saving(rank: str) -> None:
         save(*args)
 
     manager.save_masters = save_late
+
+
+def before_call(owner: Any, name: str, number: int, rank: str, action: Callable[..., None]) -> None:
+    """Have ``action`` called, on one rank, before the ``number``-th call of ``owner.name`` and with its arguments."""
+    original = getattr(owner, name)
+    calls = 0
+
+    def counted(*args: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == number and os.environ["RANK"] == rank:
+            action(*args)
+        return original(*args, **options)
+
+    setattr(owner, name, counted)
+
+
+def signal_at(step: str, rank: str, name: str) -> None:
+    from colossal_llama.plugins import steps
+
+    for kind in (steps.DataParallelStep, steps.PipelineStep):
+        before_call(kind, "run", int(step), rank, lambda *args: os.kill(os.getpid(), getattr(signal, name)))
+
+
+def kill_at(event: str, number: str, rank: str) -> None:
+    """Events: ``step`` begins; ``torch`` or ``safetensors`` file is half written; ``flush`` of a file; ``manifest`` is
+    to be written; ``publish`` renames a folder; ``retire`` deletes an old checkpoint.
+    """
+    from colossal_llama.checkpoint import file_writer, manager
+    from colossal_llama.plugins import steps
+
+    places = {
+        "step": (steps.DataParallelStep, "run"),
+        "torch": (file_writer, "write_torch"),
+        "safetensors": (file_writer, "write_safetensors"),
+        "flush": (file_writer, "flush_file"),
+        "manifest": (manager, "write_manifest"),
+        "publish": (manager, "publish_directory"),
+        "retire": (manager, "remove_directory"),
+    }
+
+    def kill(*args: Any) -> None:
+        if event in ("torch", "safetensors"):
+            args[1].write_bytes(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    before_call(*places[event], int(number), rank, kill)
+
+
+def limit_files(rank: str, size: str) -> None:
+    if os.environ["RANK"] == rank:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), resource.RLIM_INFINITY))
+
+
+def delay_writing(seconds: float) -> None:
+    from colossal_llama.checkpoint.file_writer import FileWriter
+
+    finish = FileWriter.finish
+
+    def finish_late(self: Any) -> Any:
+        time.sleep(seconds)
+        return finish(self)
+
+    FileWriter.finish = finish_late
+
+
+def spoil_losses(spoilt: set[int], in_value: bool) -> None:
+    """Make losses of these steps NaN, or only their gradients, on one rank of those that see other data."""
+    import torch
+
+    from colossal_llama.plugins import steps
+
+    class NanGradient(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, loss: Any) -> Any:
+            return loss.clone()
+
+        @staticmethod
+        def backward(ctx: Any, gradient: Any) -> Any:
+            return gradient * float("nan")
+
+    current = [0]
+    token_loss_sum = steps.token_loss_sum
+
+    def spoilt_sum(logits: Any, targets: Any, layout: Any) -> Any:
+        loss = token_loss_sum(logits, targets, layout)
+        if current[0] not in spoilt or layout.data_rank != layout.data_size - 1:
+            return loss
+        return loss * float("nan") if in_value else NanGradient.apply(loss)
+
+    steps.token_loss_sum = spoilt_sum
+    for kind in (steps.DataParallelStep, steps.PipelineStep):
+
+        def run(self: Any, micro_batches: Any, original: Any = kind.run) -> Any:
+            current[0] += 1
+            return original(self, micro_batches)
+
+        kind.run = run
 
 
 def write_gradients(at_step: int) -> None:
@@ -191,7 +371,7 @@ def undo(name: str) -> None:
     elif name == "barrier":
         from colossal_llama.checkpoint import manager
 
-        manager._barrier = lambda: None
+        manager.run_together = lambda action, group=None: [action()]
     elif name == "came":
         import dataclasses
 

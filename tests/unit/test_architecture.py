@@ -15,7 +15,8 @@ LAYERS = (
     {"constants", "errors", "registry", "quiet", "atomic", "json_records", "html_page"},
     {"config", "distributed", "schedule", "state"},
     {"checkpoint", "data", "metrics", "model", "optim", "plugins", "tokenizer"},
-    {"trainer", "evaluation", "generation"},
+    {"trainer", "evaluation", "generation", "planning"},
+    {"stages"},
     {"quickstart"},
     {"commands"},
 )

@@ -18,6 +18,7 @@ from colossal_llama.config.merge_lora import MergeLoraConfig
 from colossal_llama.config.mining import METHOD_NAMES, TokenizerReportConfig, TrainTokenizerConfig
 from colossal_llama.config.prepare import PretrainPrepareConfig, SftPrepareConfig
 from colossal_llama.config.quickstart import QuickstartConfig
+from colossal_llama.config.recipe import RunStagesConfig
 from colossal_llama.config.train import PLUGIN_NAMES, TrainConfig
 from colossal_llama.config.vocabulary import INIT_METHOD_NAMES, InitModelConfig, InitTokenizerConfig
 from colossal_llama.errors import UserError
@@ -124,8 +125,16 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--load_checkpoint": (None,),
         "--save_interval": (1000,),
         "--save_dir": ("checkpoint_dir",),
+        "--keep_last": (0,),
+        "--keep_every": (0,),
+        "--async_save": (False,),
         "--tensorboard_dir": ("logs_dir",),
         "--config_file": ("config_file",),
+        "--eval_interval": (0,),
+        "--eval_dataset": (None,),
+        "--eval_rows": (0,),
+        "--on_nan": ("stop",),
+        "--peak_tflops": (None,),
         "--num_epochs": (1,),
         "--micro_batch_size": (1, "--batch_size"),
         "--accumulation_steps": (1,),
@@ -184,6 +193,13 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--top_p": (0.95,),
         "--seed": (42,),
     },
+    RunStagesConfig: {
+        "recipe": (REQUIRED,),
+        "--dry_run": (False,),
+        "--overwrite": (False,),
+        "--peak_tflops": (None,),
+        "--mfu": (None,),
+    },
     MergeLoraConfig: {
         "--adapter_path": (REQUIRED,),
         "--output_path": (REQUIRED,),
@@ -208,6 +224,7 @@ CHOICES = {
     "--sp_mode": {"split_gather", "ring", "all_to_all"},
     "--pad_token": {"eos", "unk"},
     "--padding_mode": {"max_length", "longest"},
+    "--on_nan": {"stop", "skip"},
     "--document_mask": {"auto", "on", "off"},
     "--prompt_style": {"sft", "pretrained"},
     "--color": {"auto", "always", "never"},
@@ -226,6 +243,11 @@ CHOICES = {
 }
 
 
+def spelling(action: argparse.Action) -> str:
+    """The flag, or the name of an argument without one."""
+    return action.option_strings[0] if action.option_strings else action.dest
+
+
 def default_of(config_class: type, name: str) -> Any:
     (field,) = [field for field in fields(config_class) if field.name == name]
     if field.default_factory is not MISSING:
@@ -241,7 +263,7 @@ def actions(config_class: type) -> list[argparse.Action]:
 @pytest.mark.parametrize("config_class", TABLE, ids=lambda one: one.__name__)
 def test_flags_and_defaults_stay(config_class: type) -> None:
     live = {
-        action.option_strings[0]: (default_of(config_class, action.dest), *action.option_strings[1:])
+        spelling(action): (default_of(config_class, action.dest), *action.option_strings[1:])
         for action in actions(config_class)
     }
     assert live == TABLE[config_class]
@@ -250,7 +272,7 @@ def test_flags_and_defaults_stay(config_class: type) -> None:
 @pytest.mark.parametrize("config_class", TABLE, ids=lambda one: one.__name__)
 def test_choices_stay_and_every_flag_says_its_default(config_class: type) -> None:
     for action in actions(config_class):
-        flag = action.option_strings[0]
+        flag = spelling(action)
         assert set(action.choices or ()) == CHOICES.get(flag, set()), flag
         assert action.help is not None
         assert action.help.endswith((" (required)", f" (default: {default_of(config_class, action.dest)})")), flag

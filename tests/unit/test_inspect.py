@@ -10,8 +10,9 @@ import pytest
 from colossal_llama.commands.inspect_dataset import main, use_color
 from colossal_llama.commands.prepare_pretrain_dataset import main as prepare
 from colossal_llama.data.dataset import PackedDataset
-from colossal_llama.data.inspection import PackedRow, Segment, decode_row, open_prepared, printable
+from colossal_llama.data.inspection import PackedRow, Segment, decode_row, open_prepared
 from colossal_llama.errors import UserError
+from colossal_llama.html_page import printable
 from tests.helpers.assets import sanguo_text
 from tests.helpers.tiny import save_rows, save_tiny_tokenizer
 

@@ -199,10 +199,12 @@ def test_no_optimizer_moves_rows_without_gradient_or_decay(name: str) -> None:
     assert (weight[200:] != before[200:]).all()
 
 
-@pytest.mark.parametrize(("shard", "frozen"), [(0, 10), (1, 4), (2, 0)])
-def test_each_shard_freezes_its_own_rows(shard: int, frozen: int) -> None:
-    weight = torch.nn.Parameter(torch.ones(10, 2))
-    freeze_first_rows([weight], 14, shard)
+@pytest.mark.parametrize(("shard", "parts", "frozen"), [(0, 3, 10), (1, 3, 4), (2, 3, 0), (1, 1, 10)])
+def test_each_shard_freezes_its_own_rows(shard: int, parts: int, frozen: int) -> None:
+    """A plugin replaces the weight's data by this rank's rows; a second rank may hold all of them too."""
+    weight = torch.nn.Parameter(torch.ones(10 * parts, 2))
+    freeze_first_rows([weight], 14 if parts > 1 else 10, shard)
+    weight.data = torch.ones(10, 2)
     weight.sum().backward()
     assert weight.grad is not None
     assert weight.grad.sum(1).tolist() == [0.0] * frozen + [2.0] * (10 - frozen)

@@ -1,6 +1,7 @@
 """The order of rows and its division into steps, ranks and micro-batches."""
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from colossal_llama.data.loader import EMPTY_ROW, Row, StepLoader
+from colossal_llama.data.prefetch import PREFETCHED_STEPS, Prefetched
 from colossal_llama.data.random_rows import RandomRows
-from colossal_llama.data.sampler import BucketSampler
+from colossal_llama.data.sampler import BucketSampler, GivenOrder
+from colossal_llama.errors import UserError
 from colossal_llama.schedule import TrainSchedule
 
 BUCKETS = [13, 0, 7, 11]
@@ -39,8 +42,8 @@ def steps_of(ranks: list[StepLoader], epoch: int = 0, consumed: int = 0) -> list
     """``(samples, [rank][micro-batch][row])`` of each step."""
     steps: list[Any] = []
     for together in zip(*(rank.epoch(epoch, consumed) for rank in ranks), strict=True):
-        assert len({samples for samples, _ in together}) == 1
-        steps.append((together[0][0], [batches for _, batches in together]))
+        assert len({one.samples for one in together}) == 1
+        steps.append((together[0].samples, [one.micro_batches for one in together]))
     return steps
 
 
@@ -158,3 +161,56 @@ def test_random_rows_are_the_same_for_the_same_seed() -> None:
     assert rows[0]["input_ids"].max() < 100
     assert rows[0]["seq_lengths"].tolist() == [4, 4, 4, 4]
     assert RandomRows(1, 18, 100, seed=1)[0]["seq_lengths"].sum() == 18
+
+
+def test_steps_say_which_rows_they_hold_and_how_many_tokens() -> None:
+    sampler = BucketSampler(BUCKETS, 3)
+    order = sampler.epoch_order(0)
+    ranks = loaders(2, 2, 1)
+    for start, together in zip(range(0, ROWS, 4), zip(*(rank.epoch(0) for rank in ranks), strict=True), strict=True):
+        for loaded in together:
+            assert loaded.row_numbers.tolist() == order[start : start + 4].tolist()
+        assert sum(loaded.tokens for loaded in together) == together[0].samples
+
+
+def test_a_row_is_found_in_its_bucket() -> None:
+    places = BucketSampler(BUCKETS, 3).places(np.array([12, 13, 0, 30, 20]))
+    assert places == {0: [12, 0], 2: [0], 3: [10, 0]}
+
+
+def test_a_given_order_is_kept() -> None:
+    assert GivenOrder([5, 2, 9]).epoch_order(7).tolist() == [5, 2, 9]
+
+
+def test_prefetching_changes_neither_items_nor_order() -> None:
+    steps = Prefetched(iter(range(100)))
+    assert list(steps) == list(range(100))
+    assert steps.wait_seconds >= 0
+
+
+def test_prefetching_stays_a_little_ahead_and_stops_when_left() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(1000):
+            taken.append(number)
+            yield number
+
+    before = threading.active_count()
+    steps = iter(Prefetched(items()))
+    assert [next(steps) for _ in range(5)] == [0, 1, 2, 3, 4]
+    steps.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+    assert len(taken) <= 5 + PREFETCHED_STEPS + 1
+
+
+def test_an_error_comes_after_the_items_before_it() -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise UserError("row 3 is broken")
+
+    steps = iter(Prefetched(items()))
+    assert [next(steps), next(steps)] == [1, 2]
+    with pytest.raises(UserError, match="row 3"):
+        next(steps)

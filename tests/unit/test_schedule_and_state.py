@@ -99,14 +99,14 @@ def test_a_schedule_can_be_put_anywhere_and_keeps_its_own_peak() -> None:
 def test_state_counts_steps_epochs_and_samples() -> None:
     state = TrainState()
     for _ in range(3):
-        state.finish_step(samples=8, target_tokens=100)
-    assert state == TrainState(epoch=0, step=3, global_step=3, consumed_samples=24, target_tokens=300)
+        state.finish_step(samples=8, target_tokens=100, tokens=150)
+    assert state == TrainState(0, 3, 3, consumed_samples=24, target_tokens=300, samples=24, tokens=450)
     state.finish_epoch()
-    assert state == TrainState(epoch=1, step=0, global_step=3, consumed_samples=0, target_tokens=300)
+    assert state == TrainState(1, 0, 3, consumed_samples=0, target_tokens=300, samples=24, tokens=450)
 
 
 def test_state_survives_a_round_trip_with_foreign_keys() -> None:
-    state = TrainState(1, 2, 7, 16, 900)
+    state = TrainState(1, 2, 7, 16, 900, samples=56, tokens=1200, skipped_steps=1)
     assert TrainState.from_mapping(asdict(state) | {"sample_start_index": 16, "data": {"seed": 1}}) == state
 
 

@@ -1,0 +1,167 @@
+"""How much memory a rank of a training needs.
+
+Weights, gradients and optimizer states are counted; the ways of placing them are those of ZeRO (Rajbhandari et al.
+2019, arXiv:1910.02054). Activations are counted the way of Korthikanti et al. 2022 (arXiv:2205.05198, section 4): the
+tensors that the backward pass keeps, per layer, but for the operations that transformers' Llama runs (RMSNorm, rotary
+embeddings, repeated key and value heads, gated MLP, no dropout). Where layers are frozen fewer are kept, so the figure
+is then too high. Not counted: what the allocator wastes, communication buffers of fixed size, workspaces of kernels,
+masks, and CUDA's own context.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from colossal_llama.planning.shapes import ModelShape
+from colossal_llama.plugins.base import Placement
+
+FP32_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What a rank computes in one forward and backward pass.
+
+    Attributes:
+        rows: of one forward pass on one rank; in a pipeline, of one of its micro-batches.
+        length: tokens of a row.
+        element_bytes: of activations: 4 in fp32, 2 in bf16 and fp16.
+        tp, pp: ranks that split matrices and layers.
+        sequence_split: ranks that split what tensor parallelism leaves whole; 1 without sequence parallelism.
+        own_sequence_split: ranks of ``all_to_all`` sequence parallelism, which split every activation.
+        in_flight: pipeline micro-batches whose activations the first stage holds at once.
+        stored_scores: attention keeps its scores (eager attention), ``length ** 2`` for each head.
+        state_bytes: of the optimizer for each trained parameter; AdamW has two fp32 moments.
+        trained: parameters that are trained: ``all``, ``embeddings`` or ``adapters``.
+        lora_rank: of the adapters.
+    """
+
+    rows: int
+    length: int
+    element_bytes: int
+    tp: int = 1
+    pp: int = 1
+    sequence_split: int = 1
+    own_sequence_split: int = 1
+    in_flight: int = 1
+    stored_scores: bool = False
+    state_bytes: float = 8
+    trained: str = "all"
+    lora_rank: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes of the fullest rank.
+
+    Attributes:
+        weights: parameters, and their half-precision copies under autocast.
+        gradients: and the buckets they are reduced in.
+        optimizer: moments and fp32 masters on the device.
+        host_optimizer: the same where they are kept in host memory.
+        activations: kept for the backward pass.
+        checkpointed_activations: the same with gradient checkpointing.
+        logits: and what the loss keeps beside them.
+    """
+
+    weights: float
+    gradients: float
+    optimizer: float
+    host_optimizer: float
+    activations: float
+    checkpointed_activations: float
+    logits: float
+
+    @property
+    def states(self) -> float:
+        """Bytes that stay from step to step."""
+        return self.weights + self.gradients + self.optimizer
+
+    def total(self, checkpointing: bool) -> float:
+        """Bytes at the peak, with or without gradient checkpointing."""
+        activations = self.checkpointed_activations if checkpointing else self.activations
+        return self.states + activations + self.logits
+
+
+def estimate_memory(
+    shape: ModelShape, placement: Placement, workload: Workload, checkpointing: bool = False
+) -> MemoryEstimate:
+    """The estimate for the fullest rank: of a pipeline, the first or the last stage.
+
+    ``checkpointing`` says with which activations the fullest rank is chosen; the estimate holds both.
+    """
+    estimates = [_of_stage(shape, placement, workload, first=True, last=workload.pp == 1)]
+    if workload.pp > 1:
+        estimates.append(_of_stage(shape, placement, workload, first=False, last=True))
+    return max(estimates, key=lambda estimate: estimate.total(checkpointing))
+
+
+def _of_stage(shape: ModelShape, placement: Placement, workload: Workload, first: bool, last: bool) -> MemoryEstimate:
+    total, trained = parameters_of_stage(shape, workload, first, last)
+    frozen = total - trained
+    weights = placement.weight_bytes * (trained / placement.weights_over + frozen)
+    states = (placement.master_bytes + workload.state_bytes) * trained / placement.optimizer_over
+    layers = math.ceil(shape.layers / workload.pp)
+    tokens = workload.rows * workload.length / workload.own_sequence_split
+    in_flight = workload.in_flight if first else 1
+    layer = layer_activation_bytes(shape, placement, workload)
+    stored_input = max(placement.residual_bytes, workload.element_bytes) * tokens * shape.hidden_size
+    stored_input /= workload.sequence_split
+    return MemoryEstimate(
+        weights=weights + placement.cast_bytes * total,
+        gradients=placement.gradient_bytes * trained / placement.gradients_over + placement.bucket_bytes * trained,
+        optimizer=0.0 if placement.optimizer_on_host else states,
+        host_optimizer=states if placement.optimizer_on_host else 0.0,
+        activations=in_flight * layers * layer,
+        checkpointed_activations=in_flight * layers * stored_input + layer,
+        logits=logit_bytes(shape, workload) if last else 0.0,
+    )
+
+
+def parameters_of_stage(shape: ModelShape, workload: Workload, first: bool, last: bool) -> tuple[float, float]:
+    """All and the trained parameters on one rank before any data-parallel sharding."""
+    layers = math.ceil(shape.layers / workload.pp)
+    matrices = shape.layer_matrix_parameters / workload.tp
+    embedding = shape.embedding_parameters / workload.tp
+    copies = first + last - (1 if shape.tied and first and last else 0)
+    total = layers * (matrices + 2 * shape.hidden_size) + copies * embedding + last * shape.hidden_size
+    if workload.trained == "embeddings":
+        return total, copies * embedding
+    if workload.trained == "adapters":
+        adapters = shape.lora_parameters(workload.lora_rank) / workload.pp
+        return total + adapters, adapters
+    return total, total
+
+
+def layer_activation_bytes(shape: ModelShape, placement: Placement, workload: Workload) -> float:
+    """Bytes that one layer keeps for its backward pass.
+
+    For each token, with element size e, residual stream of element size r and width h, queries of width q = heads *
+    head size, and MLP of width i: two norms keep their fp32 input and the normalised value in r; the projections keep
+    two inputs of width h; attention keeps queries, keys and values repeated to all heads, and its output twice (as the
+    kernel and as the output projection see it); the MLP keeps the gate before and after SiLU, the other factor and the
+    product. Tensor parallelism splits all but the norms and the projections' inputs (Korthikanti et al., equation 2),
+    sequence parallelism these too (equation 4). Attention that stores its scores keeps them in fp32 and in e.
+    """
+    size = workload.element_bytes
+    residual = max(placement.residual_bytes, size)
+    tokens = workload.rows * workload.length / workload.own_sequence_split
+    hidden, query = shape.hidden_size, shape.heads * shape.head_size
+    norms = 2 * (FP32_BYTES + residual) * hidden
+    inputs = 2 * size * hidden
+    attention = 5 * size * query
+    mlp = 4 * size * shape.intermediate_size
+    if workload.stored_scores:
+        scores = FP32_BYTES if size == FP32_BYTES else FP32_BYTES + size
+        attention += scores * shape.heads * workload.length
+    return tokens * ((norms + inputs) / workload.sequence_split + (attention + mlp) / workload.tp)
+
+
+def logit_bytes(shape: ModelShape, workload: Workload) -> float:
+    """Bytes of the logits, their fp32 copy, log-probabilities and fp32 gradient (the loss is computed in fp32)."""
+    tokens = workload.rows * workload.length / workload.own_sequence_split
+    copies = 2 * FP32_BYTES + (
+        FP32_BYTES + workload.element_bytes if workload.element_bytes < FP32_BYTES else FP32_BYTES
+    )
+    return tokens * shape.vocab_size / workload.tp * copies

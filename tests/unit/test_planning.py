@@ -1,0 +1,168 @@
+"""Estimates against what they estimate: real models, and the tensors that autograd really keeps."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from colossal_llama.config.train import TrainConfig
+from colossal_llama.errors import UserError
+from colossal_llama.metrics.flops import flops_per_token
+from colossal_llama.planning.duration import training_seconds
+from colossal_llama.planning.memory import (
+    Workload,
+    estimate_memory,
+    layer_activation_bytes,
+    logit_bytes,
+    parameters_of_stage,
+)
+from colossal_llama.planning.shapes import KNOWN_SHAPES, ModelShape
+from colossal_llama.plugins import PLUGINS, build_options
+from colossal_llama.stages.forecast import workload_of
+
+PUBLISHED = {
+    "7b": 6_738_415_616,
+    "13b": 13_015_864_320,
+    "70b": 68_976_648_192,
+    "llama3-8b": 8_030_261_248,
+}
+
+
+def shape_of(name: str, **changes: Any) -> ModelShape:
+    return ModelShape.from_config(KNOWN_SHAPES[name] | changes, name)
+
+
+@pytest.mark.parametrize(("name", "parameters"), PUBLISHED.items())
+def test_known_shapes_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
+    assert shape_of(name).parameters == parameters
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_parameters_are_those_of_the_model(tied: bool, bias: bool) -> None:
+    changes = {"tie_word_embeddings": tied, "attention_bias": bias, "mlp_bias": bias}
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**KNOWN_SHAPES["tiny"] | changes))
+    shape = shape_of("tiny", **changes)
+    assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
+    whole = Workload(rows=1, length=8, element_bytes=4)
+    assert parameters_of_stage(shape, whole, first=True, last=True) == (shape.parameters, shape.parameters)
+
+
+def test_lora_parameters_are_those_of_peft() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from colossal_llama.model.lora import TARGET_MODULES
+
+    model = LlamaForCausalLM(LlamaConfig(**KNOWN_SHAPES["tiny"]))
+    adapted = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=TARGET_MODULES))
+    assert adapted.get_nb_trainable_parameters()[0] == shape_of("tiny").lora_parameters(4)
+
+
+def kept_bytes(config: LlamaConfig, rows: int, length: int, dtype: torch.dtype) -> int:
+    """Bytes of the distinct tensors that autograd keeps for the backward pass, weights and logits' part not counted."""
+    model = LlamaForCausalLM(config).to(dtype).model.train()
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+    alive = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+            alive.append(storage)
+        return tensor
+
+    ids = torch.zeros(rows, length, dtype=torch.long)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(input_ids=ids, use_cache=False)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_activations_are_those_that_autograd_keeps(dtype: torch.dtype, attention: str) -> None:
+    """The difference between three layers and one: what two layers keep."""
+    rows, length = 2, 96
+    sizes = KNOWN_SHAPES["tiny"] | {"attn_implementation": attention}
+    kept = [kept_bytes(LlamaConfig(**sizes | {"num_hidden_layers": layers}), rows, length, dtype) for layers in (1, 3)]
+    spec = PLUGINS.get("zero2")
+    options = build_options(TrainConfig("m", ["d"], plugin="zero2"), on_host=True, flash_attention=False)
+    workload = Workload(rows, length, dtype.itemsize, stored_scores=attention == "eager")
+    estimated = layer_activation_bytes(shape_of("tiny"), spec.placement(options, 1), workload)
+    assert estimated == pytest.approx((kept[1] - kept[0]) / 2, rel=0.05)
+
+
+def plan_memory(name: str, world: int, **flags: Any) -> Any:
+    config = TrainConfig("m", ["d"], **flags)
+    options = build_options(config, on_host=False, flash_attention=False)
+    placement = PLUGINS.get(config.plugin).placement(options, world)
+    return estimate_memory(shape_of(name), placement, workload_of(config, options))
+
+
+def test_state_bytes_of_each_plugin() -> None:
+    n = PUBLISHED["7b"]
+    expected = {
+        "ddp": (4 * n + 2 * n, 8 * n, 8 * n, 0),
+        "zero2": (2 * n, 2 * n / 8, 12 * n / 8, 0),
+        "zero2_cpu": (2 * n, 2 * n / 8, 0, 12 * n / 8),
+        "gemini": (2 * n / 8, 0, 12 * n / 8, 0),
+    }
+    for plugin, (weights, gradients, optimizer, host) in expected.items():
+        memory = plan_memory("7b", 8, plugin=plugin, mixed_precision="bf16")
+        found = (memory.weights, memory.gradients, memory.optimizer, memory.host_optimizer)
+        assert found == pytest.approx((weights, gradients, optimizer, host)), plugin
+    lion = plan_memory("7b", 8, plugin="zero2", mixed_precision="bf16", optimizer="lion")
+    assert lion.optimizer == pytest.approx((4 + 4) * n / 8)
+
+
+def test_parallel_sizes_divide_what_they_split() -> None:
+    common = {"plugin": "3d", "mixed_precision": "bf16", "max_length": 2048}
+    whole = plan_memory("70b", 64, **common)
+    tp = plan_memory("70b", 64, **common, tp=8)
+    assert tp.weights == pytest.approx(whole.weights / 8, rel=0.01)
+    assert tp.optimizer == pytest.approx(whole.optimizer, rel=0.01)  # an eighth of the weights, over an eighth of ranks
+    assert tp.logits == whole.logits / 8
+    assert whole.activations / 8 < tp.activations < whole.activations / 2
+    split = plan_memory("70b", 64, **common, tp=8, enable_sequence_parallelism=True)
+    unsplit = plan_memory("70b", 64, **common | {"max_length": 16_384}, tp=8, enable_sequence_parallelism=True)
+    assert unsplit.activations > 8 * split.activations  # eager attention: the scores grow with the square
+    pipe = plan_memory("70b", 64, **common, tp=8, pp=4, micro_batch_size=8)
+    assert pipe.weights < tp.weights / 3
+    assert pipe.activations == pytest.approx(tp.activations)  # a quarter of the layers, four micro-batches on their way
+    frozen = plan_memory("70b", 64, **common, tp=8, freeze_non_embeds_params=True)
+    assert frozen.weights == tp.weights
+    assert frozen.optimizer == pytest.approx(12 * 2 * 32_000 * 8192 / 64)
+
+
+def test_checkpointing_keeps_one_layer_and_the_inputs_of_all() -> None:
+    shape = shape_of("7b")
+    memory = plan_memory("7b", 8, plugin="zero2", mixed_precision="bf16", max_length=4096)
+    layer = memory.activations / shape.layers
+    assert memory.checkpointed_activations == pytest.approx(layer + 32 * 4096 * 4096 * 2)
+    assert memory.total(True) - memory.total(False) == memory.checkpointed_activations - memory.activations
+
+
+def test_logits_count_the_loss_in_fp32() -> None:
+    workload = Workload(rows=2, length=10, element_bytes=2)
+    assert logit_bytes(shape_of("tiny"), workload) == 2 * 10 * 512 * (2 + 4 + 4 + 4)
+    assert logit_bytes(shape_of("tiny"), replace(workload, element_bytes=4)) == 2 * 10 * 512 * (4 + 4 + 4)
+
+
+def test_flops_are_palms_formula() -> None:
+    config = KNOWN_SHAPES["7b"]
+    multiplied = PUBLISHED["7b"] - 32_000 * 4096 - (2 * 32 + 1) * 4096
+    assert flops_per_token(config, 2048) == 6 * multiplied + 12 * 32 * 4096 * 2048
+    frozen = flops_per_token(config, 2048, trained_embeddings_only=True)
+    assert flops_per_token(config, 2048) - frozen == 2 * (multiplied - 32_000 * 4096)
+    assert training_seconds(4e15, devices=4, peak_tflops=100, mfu=0.5) == 20
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"), [({"hidden_size": None}, "hidden_size is None"), ({"num_local_experts": 8}, "experts")]
+)
+def test_models_that_cannot_be_estimated_are_refused(changes: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        shape_of("tiny", **changes)
