@@ -45,7 +45,7 @@ POLICIES: dict[str, Policy] = {
     "mistral": Policy(),
     "mixtral": Policy(),
     "qwen2": Policy(),
-    "falcon": Policy(),
+    "falcon": Policy(pp=False),
 }
 """By ``model_type``; for transformers 4.51.3 and Colossal-AI 0.5.0.
 

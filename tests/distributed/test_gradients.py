@@ -83,20 +83,20 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def uneven(model, tmp_path_factory):
-    """Rows of several documents with 29, 20, no and one target: the second rank's two rows have a single target, and
-    so has the second micro-batch of an accumulation."""
+    """Rows of several documents with 16, 15, no and one target: the second rank's two rows have a single target, and
+    so has the second micro-batch of an accumulation. Most targets are in the second half of their row."""
     rng = np.random.default_rng(1)
     rows = [
-        [document(rng, 20, range(20)), document(rng, 1, range(1)), document(rng, 11, range(11))],
-        [document(rng, 6, range(6)), document(rng, 24, range(9, 24))],
+        [document(rng, 20, range(14, 20)), document(rng, 1, range(1)), document(rng, 11, range(11))],
+        [document(rng, 6, range(0)), document(rng, 24, range(9, 24))],
         [document(rng, 17, range(0)), document(rng, 15, range(0))],
         [document(rng, 9, range(0)), document(rng, 8, range(6, 7)), document(rng, 3, range(0))],
     ]
     part = save_in_order(tmp_path_factory.mktemp("uneven"), rows)
     documents = [one for row in rows for one in row]
-    assert [count(row) for row in rows] == [29, 20, 0, 1]
+    assert [count(row) for row in rows] == [16, 15, 0, 1]
     more = ("--document_mask", "on")
-    return Data(part, 1, more, [50], reference_gradients(model, documents))
+    return Data(part, 1, more, [32], reference_gradients(model, documents))
 
 
 @pytest.fixture(scope="module")
