@@ -1,7 +1,8 @@
 """Data preparation against the bare tokenizer and against other tools, in the same run, with the bars it should meet.
 
     python benchmarks/prepare_speed.py --tokenizer_dir FOLDER --data_input_dirs FOLDER[,FOLDER] [--num_workers 1 2]
-        [--max_length 4096 2048] [--peer NAME RATIO 'COMMAND'] [--output FILE.json]
+        [--max_length 4096 2048] [--peer NAME RATIO 'COMMAND'] [--larger_input_dirs FOLDER[,FOLDER]]
+        [--output FILE.json]
 
 Each line is a process of its own. The bare tokenizer is ``encode_batch`` and ``encode_batch_fast`` of tokenizers and,
 where the folder has a ``tokenizer.model`` that gives the same ids, sentencepiece's ``Encode``: on texts that are in
@@ -12,6 +13,7 @@ speed the preparation should have.
 CPU seconds are those of all processes; those of the preparation and of peers include starting Python and reading the
 tokenizer, wall seconds too. Rates are tokens of the bare tokenizer (no special tokens) per CPU second for all. Memory
 is the largest sum of the processes' proportional set sizes (shared pages count once), looked at five times a second.
+A larger corpus is prepared with the last number of workers, to show that memory does not grow with it.
 """
 
 from __future__ import annotations
@@ -41,8 +43,12 @@ DISK_RATIO = 1.15
 PADDING = 0.001
 OF_TOKENIZER = 0.85
 SPEED_UP = 1.7
+GROWTH = 1.15
 """The bars: most memory, bytes on disk per four bytes a token, share of padding; least share of the faster bare
-tokenizer's tokens per CPU second, and least ratio of the wall seconds of one worker and of two."""
+tokenizer's tokens per CPU second, least ratio of the wall seconds of one worker and of two, and most ratio of the
+memory for a larger corpus and for this one."""
+
+LARGER = "preparation of the larger corpus"
 
 
 def cpu_seconds(who: int) -> float:
@@ -176,14 +182,20 @@ def raw_in_child(arguments: argparse.Namespace, method: str) -> Figures:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def like(larger: Figures, ours: list[Figures]) -> Figures:
+    """The figures of the same preparation of the smaller corpus."""
+    return next(one for one in ours if all(one[name] == larger[name] for name in ("workers", "max_length")))
+
+
 def bars(results: dict[str, Figures], peers: dict[str, float]) -> list[tuple[str, str, str, bool]]:
     """What should hold, the bar, the figure, and whether it holds; of what was measured."""
     raw = {name: results[name] for name in RAW_METHODS if name in results}
     best = max(raw, key=lambda name: results[name]["rate"])
-    ours = [one for one in results.values() if "padding" in one]
+    ours = [one for name, one in results.items() if "padding" in one and name != LARGER]
     single = next((one for one in ours if one["workers"] == 1), ours[0])
     share = single["rate"] / results[best]["rate"]
-    memory, disk = (max(one[name] for one in ours) for name in ("peak_memory_mb", "disk_ratio"))
+    every = [one for one in results.values() if "padding" in one]
+    memory, disk = (max(one[name] for one in every) for name in ("peak_memory_mb", "disk_ratio"))
     rows = [(f"tokens per CPU second, of {best}'s", f">= {OF_TOKENIZER}", f"{share:.2f}", share >= OF_TOKENIZER)]
     for name, bar in peers.items():
         ratio = single["rate"] / results[name]["rate"]
@@ -194,6 +206,9 @@ def bars(results: dict[str, Figures], peers: dict[str, float]) -> list[tuple[str
         rows.append(("wall seconds of 1 worker / of 2", f">= {SPEED_UP}", f"{faster:.2f}", faster >= SPEED_UP))
     rows.append(("peak memory, MB", f"<= {MEMORY_MB}", f"{memory:,.0f}", memory <= MEMORY_MB))
     rows.append(("bytes on disk / 4 bytes a token", f"<= {DISK_RATIO}", f"{disk:.3f}", disk <= DISK_RATIO))
+    if LARGER in results:
+        growth = results[LARGER]["peak_memory_mb"] / like(results[LARGER], ours)["peak_memory_mb"]
+        rows.append(("peak memory, of the larger corpus / of this", f"<= {GROWTH}", f"{growth:.2f}", growth <= GROWTH))
     for one in {one["max_length"]: one for one in ours}.values():
         label = f"padding in rows of {one['max_length']}"
         rows.append((label, f"<= {PADDING:.1%}", f"{one['padding']:.3%}", one["padding"] <= PADDING))
@@ -222,6 +237,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max_length", type=int, nargs="+", default=[4096], help="lengths of rows to try")
     parser.add_argument("--num_workers", type=int, nargs="+", default=[1], help="numbers of processes to try")
     parser.add_argument("--peer", nargs=3, action="append", default=[], metavar=("NAME", "RATIO", "COMMAND"))
+    parser.add_argument("--larger_input_dirs", help="another corpus, to compare the memory")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     parser.add_argument("--raw", choices=RAW_METHODS, help="measure only this method of the tokenizer, here")
     return parser.parse_args()
@@ -247,6 +263,10 @@ def main() -> None:
     (total,) = tokens
     for one in results.values():
         one["rate"] = total / one["cpu_seconds"]
+    if arguments.larger_input_dirs:
+        workers, length = arguments.num_workers[-1], arguments.max_length[0]
+        larger = measure_preparation(tokenizer_dir, arguments.larger_input_dirs, workers, length)
+        results[LARGER] = larger | {"rate": larger["tokens_with_special"] / larger["cpu_seconds"]}
     checks = bars(results, {name: float(ratio) for name, ratio, _ in arguments.peer})
     print(f"{total:,} tokens")
     print_tables(results, checks)

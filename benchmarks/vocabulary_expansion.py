@@ -324,7 +324,7 @@ def run_arm(name: str, output: Path, characters: int, length: int, measure_on: s
 
 def run_all(arguments: argparse.Namespace) -> None:
     """Run the arms that have no result yet, ``--workers`` at a time, each in a process of its own."""
-    from colossal_llama.quickstart.steps import HOST_ALLOCATOR
+    from colossal_llama.stages.launcher import HOST_ALLOCATOR
 
     threads = str(max(1, (os.cpu_count() or 1) // arguments.workers))
     environment = os.environ | HOST_ALLOCATOR | {"OMP_NUM_THREADS": threads, "TOKENIZERS_PARALLELISM": "false"}

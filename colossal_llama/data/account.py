@@ -5,13 +5,12 @@ import sys
 from collections import Counter
 from dataclasses import asdict
 
-import numpy as np
-
-from colossal_llama.data.allotment import Allotment, Corpus, Documents
+from colossal_llama.data.allotment import Allotment
+from colossal_llama.data.bins import DealtTokens
+from colossal_llama.data.corpus import Corpus
 from colossal_llama.data.input_files import InputFile
 from colossal_llama.data.job import PrepareJob
-from colossal_llama.data.manifest import PRETRAIN, SFT, ChatFormat, InputInfo, Manifest, PartInfo, SubDataset
-from colossal_llama.data.shard_files import NOT_FIRST
+from colossal_llama.data.manifest import PRETRAIN, SFT, ChatFormat, InputInfo, Manifest, PartInfo, Share, SubDataset
 from colossal_llama.tokenizer.fingerprint import tokenizer_fingerprint
 
 LONG_DOCUMENT = "end of a long document"
@@ -25,25 +24,22 @@ def build_manifest(
     allotment: Allotment,
     parts: list[PartInfo],
     validation: PartInfo | None,
-    duplicate_tokens: int,
+    dealt: DealtTokens,
 ) -> Manifest:
     """Describe what was written.
 
     Args:
         job, files: what was asked for, and the files of each input.
-        corpus, allotment: all documents and where they went.
+        corpus, allotment: all documents and how they were dealt out.
         parts, validation: what was written, counted as it was.
-        duplicate_tokens: tokens of the documents that were left out as duplicates.
+        dealt: tokens on the lists that parts and validation were made from.
 
     Raises:
         RuntimeError: tokens were lost or invented (a fault of this program).
     """
-    documents, settings, template = corpus.documents, job.settings, job.template
+    settings, template = job.settings, job.template
     counts, dropped = sum(corpus.counts, Counter()), sum(corpus.dropped, Counter())
-    first = documents.characters != NOT_FIRST
-    tokens_repeated, tokens_dropped = _token_account(
-        documents, allotment, [*parts, *([validation] if validation else [])], duplicate_tokens
-    )
+    tokens_dropped = _tokens_dropped(dealt, [*parts, *([validation] if validation else [])], corpus.left_out_tokens)
     other = {name: value for name, value in asdict(settings).items() if name not in ("max_length", "bins", "seed")}
     return Manifest(
         kind=PRETRAIN if template is None else SFT,
@@ -53,11 +49,11 @@ def build_manifest(
         bins=settings.bins,
         seed=settings.seed,
         settings=other,
-        documents=documents.count(),
-        characters=int(documents.characters[first].sum(dtype=np.int64)),
-        bytes=int(documents.bytes[first].sum(dtype=np.int64)),
-        tokens_in=int(documents.lengths.sum(dtype=np.int64)),
-        tokens_repeated=tokens_repeated,
+        documents=sum(total.documents for total in corpus.totals),
+        characters=sum(total.characters for total in corpus.totals),
+        bytes=sum(total.bytes for total in corpus.totals),
+        tokens_in=sum(total.tokens for total in corpus.totals),
+        tokens_repeated=dealt.repeated,
         tokens_dropped=tokens_dropped,
         rows=sum(part.rows for part in parts),
         tokens=sum(part.tokens for part in parts),
@@ -78,47 +74,32 @@ def build_manifest(
     )
 
 
-def _token_account(
-    documents: Documents, allotment: Allotment, written: list[PartInfo], duplicate_tokens: int
-) -> tuple[int, dict[str, int]]:
-    """Tokens taken more than once, and tokens dropped by reason; checks that all others were written once."""
-    planned = [*allotment.bins, *([] if allotment.validation is None else [allotment.validation])]
-    times = np.bincount(np.concatenate(planned), minlength=len(documents))
-    lengths = documents.lengths.astype(np.int64)
-    taken, left_out = int((times * lengths).sum()), int(lengths[times == 0].sum())
+def _tokens_dropped(dealt: DealtTokens, written: list[PartInfo], duplicate_tokens: int) -> dict[str, int]:
+    """Tokens dropped by reason; checks that all others were written as often as they were dealt out."""
     cut_off = sum(part.dropped_tokens for part in written)
-    if taken != sum(part.tokens for part in written) + cut_off:
-        raise RuntimeError(f"internal error: {taken} tokens were dealt out, another number was written")
-    if left_out != duplicate_tokens:
-        raise RuntimeError(f"internal error: {left_out} tokens were left out, {duplicate_tokens} on purpose")
-    dropped = {LONG_DOCUMENT: cut_off, DUPLICATE: left_out}
-    repeated = int((np.maximum(times - 1, 0) * lengths).sum())
-    return repeated, {reason: count for reason, count in dropped.items() if count}
+    if dealt.taken != sum(part.tokens for part in written) + cut_off:
+        raise RuntimeError(f"internal error: {dealt.taken} tokens were dealt out, another number was written")
+    if dealt.left_out != duplicate_tokens:
+        raise RuntimeError(f"internal error: {dealt.left_out} tokens were left out, {duplicate_tokens} on purpose")
+    dropped = {LONG_DOCUMENT: cut_off, DUPLICATE: dealt.left_out}
+    return {reason: count for reason, count in dropped.items() if count}
 
 
 def _sub_datasets(corpus: Corpus, allotment: Allotment) -> list[SubDataset]:
-    documents = corpus.documents
-    aside = np.zeros(len(documents), dtype=bool)
-    if allotment.validation is not None:
-        aside[allotment.validation] = True
-    entries = []
-    for number, name in enumerate(allotment.names):
-        own = allotment.owners == number
-        whole, held = documents.take(np.flatnonzero(own)), documents.take(np.flatnonzero(own & aside))
-        first = whole.characters != NOT_FIRST
-        entries.append(
-            SubDataset(
-                name=name,
-                documents=whole.count(),
-                characters=int(whole.characters[first].sum(dtype=np.int64)),
-                bytes=int(whole.bytes[first].sum(dtype=np.int64)),
-                tokens=int(whole.lengths.sum(dtype=np.int64)),
-                validation_documents=held.count(),
-                validation_tokens=int(held.lengths.sum(dtype=np.int64)),
-                epochs=round(allotment.epochs[number], 6),
-            )
+    held = allotment.held or [Share(0, 0)] * len(corpus.totals)
+    return [
+        SubDataset(
+            name=name,
+            documents=total.documents,
+            characters=total.characters,
+            bytes=total.bytes,
+            tokens=total.tokens,
+            validation_documents=aside.documents,
+            validation_tokens=aside.tokens,
+            epochs=round(epochs, 6),
         )
-    return entries
+        for name, total, aside, epochs in zip(allotment.names, corpus.totals, held, allotment.epochs, strict=True)
+    ]
 
 
 def _versions() -> dict[str, str]:

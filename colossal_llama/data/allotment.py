@@ -1,79 +1,24 @@
 """Which document goes where: validation, bins, and how often.
 
-Everything here follows from the documents' lengths and the seed. The order of the corpus is fixed by the input
-files, so the allotment does not depend on who tokenised what, when, or how often the preparation was killed.
+Everything here follows from the documents' lengths and the seed, one sub-dataset after the other.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from colossal_llama.data.readers import Reject
-from colossal_llama.data.shard_files import NOT_FIRST, read_index
+from colossal_llama.data.corpus import Members
+from colossal_llama.data.manifest import Share
+from colossal_llama.data.shuffles import permutation
 from colossal_llama.errors import UserError
 
 _VALIDATION, _COPIES, _BINS = range(3)
 """Streams of random numbers: each purpose has its own."""
 
-
-@dataclass(slots=True)
-class Documents:
-    """Where documents lie and what is known of them: one entry each, in the order of the corpus.
-
-    Attributes:
-        shards: number of the shard, int32.
-        offsets: first token in the shard, int64.
-        lengths: tokens, int32.
-        inputs: number of the input, int32.
-        categories: index of the category, int32.
-        characters, bytes: of the text; :data:`~colossal_llama.data.shards.NOT_FIRST` for later pieces, int32.
-        run_firsts: first learned stretch in ``runs``, int64.
-        run_counts: learned stretches, int32.
-    """
-
-    shards: np.ndarray
-    offsets: np.ndarray
-    lengths: np.ndarray
-    inputs: np.ndarray
-    categories: np.ndarray
-    characters: np.ndarray
-    bytes: np.ndarray
-    run_firsts: np.ndarray
-    run_counts: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def take(self, index: np.ndarray) -> "Documents":
-        """The documents with these numbers, in this order."""
-        return Documents(**{entry.name: getattr(self, entry.name)[index] for entry in fields(self)})
-
-    def count(self) -> int:
-        """Number of documents; a conversation in pieces counts once."""
-        return int((self.characters != NOT_FIRST).sum())
-
-
-@dataclass(slots=True)
-class Corpus:
-    """All finished shards.
-
-    Attributes:
-        documents: where they lie.
-        runs: learned stretches of all documents, counted from their document's start: int32 ``[stretches, 2]``.
-        categories: names by index.
-        counts, dropped: counters of records and turns, and of records dropped by reason, for each input.
-        rejects: records that were rejected, in order.
-    """
-
-    documents: Documents
-    runs: np.ndarray
-    categories: list[str]
-    counts: list[Counter[str]]
-    dropped: list[Counter[str]]
-    rejects: list[Reject]
+_AT_ONCE = 1 << 16
+"""Documents that are looked at together, so that eight bytes for each do not count."""
 
 
 @dataclass(slots=True)
@@ -81,98 +26,103 @@ class Allotment:
     """Which documents go where.
 
     Attributes:
-        owners: number of each document's sub-dataset.
+        bins: number of bins.
         names: of the sub-datasets.
         epochs: passes over each.
-        bins: numbers of each bin's documents.
-        validation: numbers of the validation set's documents; None without one.
+        held: what of each is in the validation set; None without one.
+        destinations: for each sub-dataset, number of the bin of each of its documents in each pass, or
+            ``validation``, or ``nowhere``: unsigned integers ``[passes, documents]`` as small as they can be.
     """
 
-    owners: np.ndarray
+    bins: int
     names: list[str]
     epochs: list[float]
-    bins: list[np.ndarray]
-    validation: np.ndarray | None
+    held: list[Share] | None
+    destinations: list[np.ndarray]
+
+    @property
+    def validation(self) -> int:
+        """Stands for the validation set, after the bins."""
+        return self.bins
+
+    @property
+    def nowhere(self) -> int:
+        """Stands for documents that a pass leaves out."""
+        return self.bins + 1
 
 
-def load_corpus(folder: Path, shards: int, inputs: int) -> Corpus:
-    """Read the indexes of shards 0 to ``shards`` - 1 of a corpus of ``inputs`` inputs."""
-    categories: dict[str, int] = {}
-    counts: list[Counter[str]] = [Counter() for _ in range(inputs)]
-    dropped: list[Counter[str]] = [Counter() for _ in range(inputs)]
-    rejects: list[Reject] = []
-    tables: list[Documents] = [_no_documents()]
-    runs: list[np.ndarray] = [np.zeros((0, 2), np.int32)]
-    run_total = 0
-    for number in range(shards):
-        index = read_index(folder, number)
-        columns = index.columns
-        codes = np.array([categories.setdefault(name, len(categories)) for name in columns.names], dtype=np.int32)
-        tables.append(
-            Documents(
-                shards=np.full(len(columns.lengths), number, dtype=np.int32),
-                offsets=_firsts(columns.lengths),
-                lengths=columns.lengths,
-                inputs=columns.inputs,
-                categories=codes[columns.categories] if len(codes) else columns.categories,
-                characters=columns.characters,
-                bytes=columns.bytes,
-                run_firsts=_firsts(columns.run_counts) + run_total,
-                run_counts=columns.run_counts,
-            )
-        )
-        runs.append(columns.runs)
-        run_total += len(columns.runs)
-        rejects.extend(index.rejects)
-        for owner, counter in index.counts.items():
-            counts[owner].update(counter)
-        for owner, counter in index.dropped.items():
-            dropped[owner].update(counter)
-    documents = Documents(
-        **{entry.name: np.concatenate([getattr(one, entry.name) for one in tables]) for entry in fields(Documents)}
-    )
-    return Corpus(documents, np.concatenate(runs), list(categories), counts, dropped, rejects)
-
-
-def _no_documents() -> Documents:
-    numbers, places = np.zeros(0, np.int32), np.zeros(0, np.int64)
-    return Documents(numbers, places, numbers, numbers, numbers, numbers, numbers, places, numbers)
-
-
-def _firsts(counts: np.ndarray) -> np.ndarray:
-    """Where each of consecutive groups of these sizes begins: int64."""
-    return np.cumsum(counts, dtype=np.int64) - counts
-
-
-def gather_ranges(firsts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The numbers ``firsts[i]`` to ``firsts[i] + counts[i] - 1`` for every i, one range behind the other: int64."""
-    return np.repeat(firsts - _firsts(counts), counts) + np.arange(int(counts.sum()), dtype=np.int64)
-
-
-def set_aside(documents: Documents, owners: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """Choose the documents of the validation set: bool ``[documents]``.
-
-    Of each sub-dataset the fraction of its documents, rounded, and at least one where it has two or more. The pieces
-    of a conversation stay together.
+def allot(
+    members: list[Members], names: list[str], weights: Sequence[float] | None, fraction: float, bins: int, seed: int
+) -> Allotment:
+    """Deal the documents out: bin i gets bin i of every sub-dataset.
 
     Args:
-        documents: the corpus.
-        owners: number of each document's sub-dataset.
-        fraction: 0 to less than 1.
+        members: the documents of each sub-dataset; forgotten on the way, to make room for where they go.
+        names: of the sub-datasets.
+        weights: shares of all tokens, see :func:`epochs_of`.
+        fraction: of each sub-dataset's documents for the validation set, see :func:`set_aside`.
+        bins: number of bins.
+        seed: of all draws.
+    """
+    held = [Share(0, 0)] * len(members)
+    asides: list[np.ndarray | None] = [None] * len(members)
+    for owner, one in enumerate(members if fraction else []):
+        heads = np.asarray(one.heads)
+        chosen = set_aside(heads, fraction, (seed, _VALIDATION, owner))
+        held[owner] = Share(_sum(heads[chosen]), _sum(np.asarray(one.lengths)[chosen]))
+        asides[owner] = chosen
+    tokens = [_sum(np.asarray(one.lengths)) - share.tokens for one, share in zip(members, held, strict=True)]
+    allotment = Allotment(bins, names, epochs_of(tokens, weights), held if fraction else None, [])
+    for owner, aside in enumerate(asides):
+        lengths = np.asarray(members[owner].lengths)
+        members[owner], asides[owner] = Members(), None
+        allotment.destinations.append(_destinations(allotment, owner, lengths, aside, seed))
+    return allotment
+
+
+def _sum(numbers: np.ndarray) -> int:
+    return int(numbers.sum(dtype=np.int64))
+
+
+def _destinations(
+    allotment: Allotment, owner: int, lengths: np.ndarray, aside: np.ndarray | None, seed: int
+) -> np.ndarray:
+    """Where a sub-dataset's documents go in each pass: whole passes, and of the last, fractional one a seeded draw."""
+    epochs, left = allotment.epochs[owner], len(lengths) - (0 if aside is None else int(aside.sum()))
+    whole = int(epochs)
+    rest = round((epochs - whole) * left)
+    passes = whole + (rest > 0)
+    smallest = np.min_scalar_type(allotment.nowhere)
+    result = np.full((max(passes, 1), len(lengths)), allotment.nowhere, dtype=smallest)
+    for copy in range(passes):
+        taken: np.ndarray | slice = slice(None) if aside is None else ~aside
+        if copy == whole:
+            drawn, every = np.zeros(left, dtype=bool), np.zeros(len(lengths), dtype=bool)
+            drawn[permutation(left, np.random.default_rng([seed, _COPIES, owner]))[:rest]] = True
+            every[taken] = drawn
+            taken = every
+        result[copy][taken] = deal_out(lengths[taken], allotment.bins, (seed, _BINS, owner, copy))
+    if aside is not None:
+        result[0][aside] = allotment.validation
+    return result
+
+
+def set_aside(heads: np.ndarray, fraction: float, seed: Sequence[int]) -> np.ndarray:
+    """Choose a sub-dataset's documents for the validation set: bool ``[documents]``.
+
+    The fraction of its documents, rounded, and at least one where it has two or more. The pieces of a conversation stay
+    together.
+
+    Args:
+        heads: 1 for each document, 0 for the later pieces of a conversation.
+        fraction: above 0 and less than 1.
         seed: of the draw.
     """
-    aside = np.zeros(len(documents), dtype=bool)
-    if not fraction:
-        return aside
-    heads = np.flatnonzero(documents.characters != NOT_FIRST)
-    group_of = np.cumsum(documents.characters != NOT_FIRST) - 1
-    chosen = np.zeros(len(heads), dtype=bool)
-    for owner in np.unique(owners).tolist():
-        groups = np.flatnonzero(owners[heads] == owner)
-        wanted = max(round(fraction * len(groups)), 1) if len(groups) > 1 else 0
-        draw = np.random.default_rng([seed, _VALIDATION, owner]).permutation(len(groups))
-        chosen[groups[draw[:wanted]]] = True
-    return chosen[group_of]
+    count = int(heads.sum(dtype=np.int64))
+    wanted = max(round(fraction * count), 1) if count > 1 else 0
+    chosen = np.zeros(count, dtype=bool)
+    chosen[permutation(count, np.random.default_rng(list(seed)))[:wanted]] = True
+    return chosen[np.cumsum(heads, dtype=np.int32 if count < 1 << 31 else np.int64) - 1]
 
 
 def epochs_of(tokens: Sequence[int], weights: Sequence[float] | None) -> list[float]:
@@ -218,17 +168,6 @@ def parse_mixture(text: str, names: Sequence[str]) -> list[float]:
     return [weights[name] for name in names]
 
 
-def repeat(numbers: np.ndarray, epochs: float, seed: Sequence[int]) -> list[np.ndarray]:
-    """Documents for ``epochs`` passes: whole copies, and of the last, fractional one a seeded draw."""
-    whole = int(epochs)
-    copies = [numbers] * whole
-    rest = round((epochs - whole) * len(numbers))
-    if rest:
-        draw = np.random.default_rng(list(seed)).permutation(len(numbers))[:rest]
-        copies.append(numbers[np.sort(draw)])
-    return copies
-
-
 def deal_out(lengths: np.ndarray, bins: int, seed: Sequence[int]) -> np.ndarray:
     """Bin of each of one sub-dataset's documents: a seeded shuffle, cut into ``bins`` stretches of equal tokens.
 
@@ -238,55 +177,19 @@ def deal_out(lengths: np.ndarray, bins: int, seed: Sequence[int]) -> np.ndarray:
         seed: of the shuffle.
 
     Returns:
-        int64 ``[documents]``. The bins' tokens differ by less than two documents.
+        Unsigned integers ``[documents]``. The bins' tokens differ by less than two documents.
     """
-    order = np.random.default_rng(list(seed)).permutation(len(lengths))
-    ends = np.cumsum(lengths[order], dtype=np.int64)
-    middles = ends - lengths[order] / 2
-    result = np.empty(len(lengths), dtype=np.int64)
-    total = int(ends[-1]) if len(ends) else 1
-    result[order] = np.minimum((middles * bins / total).astype(np.int64), bins - 1)
+    order = permutation(len(lengths), np.random.default_rng(list(seed)))
+    result = np.empty(len(lengths), dtype=np.min_scalar_type(bins - 1))
+    total, before = _sum(lengths), 0
+    for start in range(0, len(order), _AT_ONCE):
+        chosen = order[start : start + _AT_ONCE]
+        sizes = lengths[chosen]
+        ends = before + np.cumsum(sizes, dtype=np.int64)
+        middles = ends - sizes / 2
+        result[chosen] = np.minimum((middles * bins / total).astype(np.int64), bins - 1)
+        before = int(ends[-1])
     return result
-
-
-def allot(documents: Documents, owners: np.ndarray, epochs: Sequence[float], bins: int, seed: int) -> list[np.ndarray]:
-    """The documents of each bin, as numbers: bin i takes bin i of every sub-dataset.
-
-    Args:
-        documents: what is left after validation.
-        owners: number of each document's sub-dataset.
-        epochs: passes over each sub-dataset.
-        bins: number of bins.
-        seed: of the shuffles.
-    """
-    members: list[list[np.ndarray]] = [[] for _ in range(bins)]
-    for owner, passes in enumerate(epochs):
-        numbers = np.flatnonzero(owners == owner)
-        for copy, part in enumerate(repeat(numbers, passes, (seed, _COPIES, owner))):
-            dealt = deal_out(documents.lengths[part], bins, (seed, _BINS, owner, copy))
-            for number in range(bins):
-                members[number].append(part[dealt == number])
-    nothing = np.empty(0, dtype=np.int64)
-    return [np.concatenate([nothing, *parts]) for parts in members]
-
-
-def owners_by(
-    documents: Documents, categories: Sequence[str], by_category: bool, inputs: Sequence[str]
-) -> tuple[np.ndarray, list[str]]:
-    """Number of each document's sub-dataset, and the sub-datasets' names.
-
-    Args:
-        documents: the corpus.
-        categories: names of the categories.
-        by_category: a sub-dataset is a category; else an input.
-        inputs: names of the inputs.
-    """
-    if not by_category:
-        return documents.inputs, list(inputs)
-    order = sorted(range(len(categories)), key=lambda index: categories[index])
-    rank = np.empty(len(categories), dtype=np.int32)
-    rank[order] = np.arange(len(categories), dtype=np.int32)
-    return rank[documents.categories], [categories[index] or "(none)" for index in order]
 
 
 def unique_names(paths: Iterable[str]) -> list[str]:

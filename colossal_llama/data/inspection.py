@@ -40,6 +40,10 @@ class PreparedPart:
     table: "pyarrow.Table"
     rows: PartRows
 
+    def mapped_again(self) -> "PreparedPart":
+        """The same part in mappings of its own, whose pages stop counting as memory when it is forgotten."""
+        return _open_part(self.rows.folder, "--dataset")
+
     def row(self, index: int) -> PackedRow:
         """Row ``index`` of this part; without the columns that preparation adds it is one document."""
         row = self.rows.row(index)
@@ -94,14 +98,12 @@ def open_prepared(path: Path, flag: str) -> PreparedFolder:
     folders = folders or part_folders(path, flag)
     if folders == [path]:
         manifest = read_raw_manifest(path.resolve().parent)
-    tables = [load_table(folder, flag) for folder in folders]
-    return PreparedFolder(
-        manifest,
-        [
-            PreparedPart(folder.name, table, PartRows(folder, table))
-            for folder, table in zip(folders, tables, strict=True)
-        ],
-    )
+    return PreparedFolder(manifest, [_open_part(folder, flag) for folder in folders])
+
+
+def _open_part(folder: Path, flag: str) -> PreparedPart:
+    table = load_table(folder, flag)
+    return PreparedPart(folder.name, table, PartRows(folder, table))
 
 
 def read_raw_manifest(folder: Path) -> dict[str, Any]:

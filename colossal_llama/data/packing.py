@@ -6,7 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from colossal_llama.data.shuffles import permutation
 from colossal_llama.registry import Registry
+
+_AT_ONCE = 1 << 16
+"""Pieces that are looked at as Python's numbers at a time: those take nine times the room."""
 
 
 @dataclass(slots=True)
@@ -14,9 +18,9 @@ class Pieces:
     """Documents after cutting: stretches of tokens, none longer than a row.
 
     Attributes:
-        documents: number of the document, int64.
-        starts: first token in the document, int64.
-        lengths: tokens, int64, each 1 to the length of a row.
+        documents: number of the document, int32.
+        starts: first token in the document, int32.
+        lengths: tokens, int32, each 1 to the length of a row.
     """
 
     documents: np.ndarray
@@ -26,7 +30,7 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def take(self, index: np.ndarray) -> "Pieces":
+    def take(self, index: np.ndarray | slice) -> "Pieces":
         """The pieces with these numbers, in this order."""
         return Pieces(self.documents[index], self.starts[index], self.lengths[index])
 
@@ -36,17 +40,17 @@ LONG_DOCUMENTS: Registry[Callable[[np.ndarray, int, np.random.Generator], Pieces
 
 
 def _whole(lengths: np.ndarray) -> Pieces:
-    sizes = np.asarray(lengths, dtype=np.int64)
-    return Pieces(np.arange(len(sizes), dtype=np.int64), np.zeros(len(sizes), dtype=np.int64), sizes)
+    sizes = np.asarray(lengths, dtype=np.int32)
+    return Pieces(np.arange(len(sizes), dtype=np.int32), np.zeros(len(sizes), dtype=np.int32), sizes)
 
 
 def split_long(lengths: np.ndarray, max_length: int, random: np.random.Generator) -> Pieces:
     """Full rows and the rest: nothing is lost."""
-    sizes = np.asarray(lengths, dtype=np.int64)
+    sizes = np.asarray(lengths, dtype=np.int32)
     counts = -(-sizes // max_length)
-    documents = np.repeat(np.arange(len(sizes), dtype=np.int64), counts)
-    firsts = np.cumsum(counts) - counts
-    starts = (np.arange(len(documents), dtype=np.int64) - firsts[documents]) * max_length
+    documents = np.repeat(np.arange(len(sizes), dtype=np.int32), counts)
+    firsts = np.cumsum(counts, dtype=np.int32) - counts
+    starts = (np.arange(len(documents), dtype=np.int32) - firsts[documents]) * max_length
     return Pieces(documents, starts, np.minimum(sizes[documents] - starts, max_length))
 
 
@@ -60,7 +64,9 @@ def truncate_long(lengths: np.ndarray, max_length: int, random: np.random.Genera
 def sample_long(lengths: np.ndarray, max_length: int, random: np.random.Generator) -> Pieces:
     """One window at a random place (as for Gopher, Rae et al. 2021); the rest is dropped and counted."""
     pieces = truncate_long(lengths, max_length, random)
-    pieces.starts = random.integers(0, np.asarray(lengths, dtype=np.int64) - pieces.lengths + 1)
+    # Ends in eight bytes: others would be drawn for smaller ones.
+    ends = np.asarray(lengths, dtype=np.int64) - pieces.lengths + 1
+    pieces.starts = random.integers(0, ends).astype(np.int32)
     return pieces
 
 
@@ -75,7 +81,7 @@ class Packing:
 
     Attributes:
         pieces: in the order in which they stand in the rows, row by row.
-        row_sizes: pieces in each row, int64.
+        row_sizes: pieces in each row, int32.
     """
 
     pieces: Pieces
@@ -92,34 +98,35 @@ def pack_best_fit(pieces: Pieces, max_length: int, random: np.random.Generator) 
     No piece is cut. Rows come in random order, and so do the pieces of a row.
     """
     # Shuffled before packing too: documents of one length would keep their neighbours from the file.
-    pieces = pieces.take(random.permutation(len(pieces)))
+    pieces = pieces.take(permutation(len(pieces), random))
     row_of = best_fit_rows(pieces.lengths, max_length)
     rows = int(row_of.max()) + 1 if len(row_of) else 0
-    place = random.permutation(rows)[row_of] if rows else row_of
+    place = permutation(rows, random)[row_of]
+    del row_of
     order = np.lexsort((random.random(len(pieces)), place))
-    return Packing(pieces.take(order), np.bincount(place, minlength=rows))
+    return Packing(pieces.take(order), np.bincount(place, minlength=rows).astype(np.int32))
 
 
 def pack_concatenated(pieces: Pieces, max_length: int, random: np.random.Generator) -> Packing:
     """Pieces in random order as one stream, cut every ``max_length`` tokens: full rows, but documents are cut."""
-    pieces = pieces.take(random.permutation(len(pieces)))
-    ends = np.cumsum(pieces.lengths)
+    pieces = pieces.take(permutation(len(pieces), random))
+    ends = np.cumsum(pieces.lengths, dtype=np.int64)
     total = int(ends[-1]) if len(ends) else 0
     cuts = np.union1d(ends, np.arange(max_length, total, max_length))
     starts = np.concatenate([[0], cuts[:-1]]).astype(np.int64) if total else np.empty(0, np.int64)
     owner = np.searchsorted(ends, starts, side="right")
     begin = pieces.starts[owner] + starts - (ends - pieces.lengths)[owner]
-    chunks = Pieces(pieces.documents[owner], begin, cuts.astype(np.int64) - starts)
+    chunks = Pieces(pieces.documents[owner], begin.astype(np.int32), (cuts - starts).astype(np.int32))
     sizes = np.bincount(starts // max_length)
     # Rows are shuffled as well: else a document's rows would follow each other.
-    place = random.permutation(len(sizes))
+    place = permutation(len(sizes), random)
     order = np.argsort(place[starts // max_length], kind="stable") if total else starts
-    return Packing(chunks.take(order), sizes[np.argsort(place)])
+    return Packing(chunks.take(order), sizes[np.argsort(place)].astype(np.int32))
 
 
 def pack_none(pieces: Pieces, max_length: int, random: np.random.Generator) -> Packing:
     """One piece a row, in random order."""
-    return Packing(pieces.take(random.permutation(len(pieces))), np.ones(len(pieces), dtype=np.int64))
+    return Packing(pieces.take(permutation(len(pieces), random)), np.ones(len(pieces), dtype=np.int32))
 
 
 PACKINGS.add("best_fit", pack_best_fit)
@@ -138,37 +145,40 @@ def best_fit_rows(lengths: Sequence[int] | np.ndarray, max_length: int) -> np.nd
         max_length: room of a row.
 
     Returns:
-        int64 ``[pieces]``, rows numbered from 0; the same input gives the same rows.
+        int32 ``[pieces]``, rows numbered from 0; the same input gives the same rows.
 
     Raises:
         ValueError: a length is outside of 1 to ``max_length``.
     """
-    sizes = np.asarray(lengths, dtype=np.int64)
+    sizes = np.asarray(lengths, dtype=np.int32)
     if sizes.size and (sizes.min() < 1 or sizes.max() > max_length):
         raise ValueError(f"lengths must be 1 to {max_length}, found {sizes.min()} to {sizes.max()}")
-    order = np.argsort(-sizes, kind="stable")
-    chosen: list[int] = []
+    # Numbers of two bytes are sorted without comparing them.
+    order = np.argsort((max_length - sizes).astype(np.min_scalar_type(max_length)), kind="stable")
+    result = np.empty(len(sizes), dtype=np.int32)
     rows_by_room: dict[int, list[int]] = {}
     rooms: list[int] = []  # sorted keys of rows_by_room
     rows = 0
-    for size in sizes[order].tolist():
-        position = bisect_left(rooms, size)
-        if position == len(rooms):
-            row, room = rows, max_length
-            rows += 1
-        else:
-            room = rooms[position]
-            stack = rows_by_room[room]
-            row = stack.pop()
-            if not stack:
-                del rows_by_room[room], rooms[position]
-        chosen.append(row)
-        left = room - size
-        if left in rows_by_room:
-            rows_by_room[left].append(row)
-        elif left:
-            rows_by_room[left] = [row]
-            insort(rooms, left)
-    result = np.empty(len(sizes), dtype=np.int64)
-    result[order] = chosen
+    for start in range(0, len(order), _AT_ONCE):
+        some = order[start : start + _AT_ONCE]
+        chosen: list[int] = []
+        for size in sizes[some].tolist():
+            position = bisect_left(rooms, size)
+            if position == len(rooms):
+                row, room = rows, max_length
+                rows += 1
+            else:
+                room = rooms[position]
+                stack = rows_by_room[room]
+                row = stack.pop()
+                if not stack:
+                    del rows_by_room[room], rooms[position]
+            chosen.append(row)
+            left = room - size
+            if left in rows_by_room:
+                rows_by_room[left].append(row)
+            elif left:
+                rows_by_room[left] = [row]
+                insort(rooms, left)
+        result[some] = chosen
     return result

@@ -1,7 +1,8 @@
 """Turning the documents of a bin into a part: cut, pack, and write as arrow (and jsonl).
 
 A part is made from files only (its bin's document list and the shards), so any process can make it, in any order,
-and again after a kill. Rows are written batch by batch: memory holds a bin's lengths and one batch of its tokens.
+and again after a kill. Rows are written batch by batch: memory holds some 50 bytes for each document of the bin, and
+one batch of its tokens.
 """
 
 import json
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from colossal_llama.constants import PART_PREFIX
-from colossal_llama.data.allotment import Corpus, Documents, gather_ranges
+from colossal_llama.data.bins import BinReader
+from colossal_llama.data.corpus import firsts_of, gather_ranges
 from colossal_llama.data.dataset import labels_of
 from colossal_llama.data.manifest import PartInfo, Share, part_info_from
 from colossal_llama.data.packing import LONG_DOCUMENTS, PACKINGS, Packing, Pieces
@@ -46,7 +48,7 @@ class PartTask:
 
     Attributes:
         name: of the part folder.
-        bin_file: the bin's documents, see :func:`write_bin`; what is known of the part is put beside it.
+        bin_file: the bin's documents, see :mod:`~colossal_llama.data.bins`; what is known of the part is put beside it.
         shard_folder: where the shards are.
         arrow_folder: where the part folder goes.
         jsonl_folder: where its jsonl file goes; None for no jsonl.
@@ -69,22 +71,6 @@ class PartTask:
     packing: str
     seed: tuple[int, ...]
     notes_sub_datasets: bool = False
-
-
-def write_bin(path: Path, corpus: Corpus, owners: np.ndarray, numbers: np.ndarray) -> None:
-    """Write the document list of a bin.
-
-    Args:
-        path: a new ``.npz`` file.
-        corpus: all documents.
-        owners: number of each document's sub-dataset.
-        numbers: the bin's documents; one can be there more than once.
-    """
-    chosen = corpus.documents.take(numbers)
-    runs = corpus.runs[gather_ranges(chosen.run_firsts, chosen.run_counts)]
-    chosen.run_firsts = np.cumsum(chosen.run_counts, dtype=np.int64) - chosen.run_counts
-    with path.open("wb") as file:
-        np.savez(file, owners=owners[numbers], runs=runs, **asdict(chosen))
 
 
 def part_info_file(task: PartTask) -> Path:
@@ -116,19 +102,15 @@ def write_part(task: PartTask) -> PartInfo:
 
 
 def _make_part(task: PartTask) -> PartInfo:
-    with np.load(task.bin_file) as arrays:
-        content = dict(arrays.items())
-    owners, runs = content.pop("owners"), content.pop("runs")
-    documents = Documents(**content)
-    random = np.random.default_rng(list(task.seed))
-    pieces = LONG_DOCUMENTS.get(task.long_documents)(documents.lengths, task.max_length, random)
-    packing = PACKINGS.get(task.packing)(pieces, task.max_length, random)
+    documents = BinReader(Path(task.bin_file))
+    shares = _shares(documents, task.sub_datasets)
+    packing = _pack(documents, task)
+    cut = int((np.bincount(packing.pieces.documents) > 1).sum()) if len(packing.pieces) else 0
     sub_datasets = None
     if task.notes_sub_datasets:
         # The name of an input need not be UTF-8, but arrow's strings are.
-        names = [name.encode(errors="surrogateescape").decode(errors="replace") for name in task.sub_datasets]
-        sub_datasets = [names[owner] for owner in owners.tolist()]
-    maker = _RowMaker(documents, runs, task.categories, Path(task.shard_folder), sub_datasets)
+        sub_datasets = [name.encode(errors="surrogateescape").decode(errors="replace") for name in task.sub_datasets]
+    maker = _RowMaker(documents, task.categories, Path(task.shard_folder), sub_datasets)
     folder = Path(task.arrow_folder) / task.name
     scratch = folder.with_name(f".{task.name}.tmp")
     shutil.rmtree(scratch, ignore_errors=True)  # a killed run's
@@ -141,26 +123,32 @@ def _make_part(task: PartTask) -> PartInfo:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         maker.close()
-    produced = int(documents.lengths.sum(dtype=np.int64))
     return PartInfo(
         name=task.name,
         rows=len(packing.row_sizes),
         pieces=len(packing.pieces),
         tokens=counted["tokens"],
         target_tokens=counted["target_tokens"],
-        documents=documents.count(),
-        cut_documents=int((np.bincount(packing.pieces.documents) > 1).sum()) if len(packing.pieces) else 0,
-        dropped_tokens=produced - counted["tokens"],
-        sub_datasets=_shares(documents, owners, task.sub_datasets),
+        documents=sum(share.documents for share in shares.values()),
+        cut_documents=cut,
+        dropped_tokens=sum(share.tokens for share in shares.values()) - counted["tokens"],
+        sub_datasets=shares,
     )
 
 
-def _shares(documents: Documents, owners: np.ndarray, names: Sequence[str]) -> dict[str, Share]:
-    shares = {}
-    for number, name in enumerate(names):
-        own = documents.take(np.flatnonzero(owners == number))
-        shares[name] = Share(own.count(), int(own.lengths.sum(dtype=np.int64)))
-    return shares
+def _pack(documents: BinReader, task: PartTask) -> Packing:
+    random = np.random.default_rng(list(task.seed))
+    cut = LONG_DOCUMENTS.get(task.long_documents)
+    return PACKINGS.get(task.packing)(cut(documents.column("length"), task.max_length, random), task.max_length, random)
+
+
+def _shares(documents: BinReader, names: Sequence[str]) -> dict[str, Share]:
+    owners = documents.column("owner")
+    heads, tokens = (
+        np.bincount(owners, documents.column(name), minlength=len(names)).astype(np.int64).tolist()
+        for name in ("head", "length")
+    )
+    return {name: Share(*share) for name, *share in zip(names, heads, tokens, strict=True)}
 
 
 @dataclass(slots=True)
@@ -189,18 +177,20 @@ class Batch:
 
 
 class _RowMaker:
-    """Fetches the tokens of pieces from the shards; ``sub_datasets`` are the names of the documents' ones."""
+    """Fetches the tokens of pieces from the shards; ``sub_datasets`` are their names, if pieces are to tell theirs."""
 
     def __init__(
         self,
-        documents: Documents,
-        runs: np.ndarray,
+        documents: BinReader,
         categories: Sequence[str],
         folder: Path,
         sub_datasets: Sequence[str] | None = None,
     ) -> None:
-        self._documents = documents
-        self._runs = runs
+        self._shards, self._offsets = documents.column("shard"), documents.column("offset")
+        self._codes = documents.column("category")
+        self._owners = None if sub_datasets is None else documents.column("owner")
+        self._first_runs, self._run_counts = documents.column("first_run"), documents.column("runs")
+        self._runs = documents.runs()
         self._categories = categories
         self._folder = folder
         self._sub_datasets = sub_datasets
@@ -223,15 +213,15 @@ class _RowMaker:
         piece_offsets = _offsets(row_sizes)
         row_offsets = offsets[piece_offsets]
         input_ids = np.empty(int(offsets[-1]), dtype=np.int32)
-        shards = self._documents.shards[pieces.documents].tolist()
-        places = (self._documents.offsets[pieces.documents] + pieces.starts).tolist()
+        shards = self._shards[pieces.documents].tolist()
+        places = (self._offsets[pieces.documents] + pieces.starts).tolist()
         target = memoryview(input_ids).cast("B")  # type: ignore[arg-type]
         bounds = (offsets * TOKEN_BYTES).tolist()
         for number, (shard, place) in enumerate(zip(shards, places, strict=True)):
             self._read(shard, place * TOKEN_BYTES, target[bounds[number] : bounds[number + 1]])
         in_row = offsets[:-1] - np.repeat(row_offsets[:-1], row_sizes)
         runs, run_counts = self._learned(pieces, in_row)
-        names, owners = self._categories, self._sub_datasets
+        names = self._categories
         return Batch(
             input_ids=input_ids,
             row_offsets=row_offsets,
@@ -239,9 +229,14 @@ class _RowMaker:
             run_offsets=_offsets(run_counts)[piece_offsets],
             lengths=pieces.lengths.astype(np.int32),
             piece_offsets=piece_offsets,
-            categories=[names[code] for code in self._documents.categories[pieces.documents].tolist()],
-            sub_datasets=None if owners is None else [owners[document] for document in pieces.documents.tolist()],
+            categories=[names[code] for code in self._codes[pieces.documents].tolist()],
+            sub_datasets=self._sub_datasets_of(pieces),
         )
+
+    def _sub_datasets_of(self, pieces: Pieces) -> list[str] | None:
+        if self._sub_datasets is None or self._owners is None:
+            return None
+        return [self._sub_datasets[owner] for owner in self._owners[pieces.documents].tolist()]
 
     def _learned(self, pieces: Pieces, in_row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Learned stretches of the pieces, counted from the row's start, and their number for each piece.
@@ -249,8 +244,8 @@ class _RowMaker:
         The first token of a piece is never learned: nothing of its own document stands before it to predict it from
         (at the start of a row there is nothing at all, elsewhere another document).
         """
-        counts = self._documents.run_counts[pieces.documents].astype(np.int64)
-        runs = self._runs[gather_ranges(self._documents.run_firsts[pieces.documents], counts)].astype(np.int64)
+        counts = self._run_counts[pieces.documents].astype(np.int64)
+        runs = self._runs[gather_ranges(self._first_runs[pieces.documents], counts)].astype(np.int64)
         owner = np.repeat(np.arange(len(pieces)), counts)
         starts = np.maximum(runs[:, 0], (pieces.starts + 1)[owner])
         ends = np.minimum(runs[:, 1], (pieces.starts + pieces.lengths)[owner])
@@ -278,15 +273,21 @@ def _offsets(counts: np.ndarray) -> np.ndarray:
 
 def _batches(packing: Packing) -> Iterator[tuple[Pieces, np.ndarray]]:
     """Consecutive rows of about ``BATCH_TOKENS`` tokens: their pieces, and the pieces in each row."""
-    piece_offsets = _offsets(packing.row_sizes)
-    row_tokens = _offsets(packing.pieces.lengths)[piece_offsets]
-    first, rows = 0, len(packing.row_sizes)
-    while first < rows:
-        last = int(np.searchsorted(row_tokens, row_tokens[first] + BATCH_TOKENS, side="right")) - 1
-        last = max(last, first + 1)
-        chosen = np.arange(piece_offsets[first], piece_offsets[last])
-        yield packing.pieces.take(chosen), packing.row_sizes[first:last]
-        first = last
+    row_ends = np.cumsum(_row_lengths(packing))
+    row = piece = tokens = 0
+    while row < len(row_ends):
+        next_row = max(int(np.searchsorted(row_ends, tokens + BATCH_TOKENS, side="right")), row + 1)
+        sizes = packing.row_sizes[row:next_row]
+        pieces = slice(piece, piece + int(sizes.sum(dtype=np.int64)))
+        yield packing.pieces.take(pieces), sizes
+        row, piece, tokens = next_row, pieces.stop, int(row_ends[next_row - 1])
+
+
+def _row_lengths(packing: Packing) -> np.ndarray:
+    """Tokens of each row: int64."""
+    if not len(packing.row_sizes):  # reduceat wants a place to begin at
+        return np.zeros(0, dtype=np.int64)
+    return np.add.reduceat(packing.pieces.lengths, firsts_of(packing.row_sizes), dtype=np.int64)
 
 
 def _write_rows(maker: _RowMaker, packing: Packing, folder: Path, jsonl: Path | None) -> dict[str, int]:

@@ -4,32 +4,21 @@ Three phases, each of files only: shards of tokenised documents, lists of each b
 killed preparation has finished is found again by the same command, and nothing depends on who made what.
 """
 
-import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from colossal_llama.atomic import refuse_existing
 from colossal_llama.constants import MANIFEST_FILE, PART_PREFIX
 from colossal_llama.data.account import build_manifest, describe_reasons, summary
-from colossal_llama.data.allotment import (
-    Allotment,
-    Corpus,
-    allot,
-    epochs_of,
-    load_corpus,
-    owners_by,
-    parse_mixture,
-    set_aside,
-    unique_names,
-)
+from colossal_llama.data.allotment import Allotment, allot, parse_mixture, unique_names
+from colossal_llama.data.bins import DealtTokens, write_bins
+from colossal_llama.data.corpus import Corpus, load_corpus
 from colossal_llama.data.decontamination import EvaluationNgrams
 from colossal_llama.data.duplicate_search import find_duplicates
 from colossal_llama.data.engines import choose_engine
@@ -39,14 +28,15 @@ from colossal_llama.data.input_files import InputFile, list_input_files
 from colossal_llama.data.job import PrepareJob, PrepareSettings
 from colossal_llama.data.manifest import Manifest, PartInfo, read_manifest, write_manifest
 from colossal_llama.data.near_duplicates import require_datasketch
-from colossal_llama.data.parts import PartTask, is_made, part_name, write_bin, write_part
+from colossal_llama.data.parts import PartTask, is_made, part_name, write_part
 from colossal_llama.data.readers import Record, Reject, read_slice
+from colossal_llama.data.reject_file import RejectFile
 from colossal_llama.data.report import REPORT_FILE, write_report
-from colossal_llama.data.shard_files import NOT_FIRST
 from colossal_llama.data.shards import (
     ALL_TURNS_TOO_LONG,
     Screening,
     TokenizeSetup,
+    forget_maker,
     group_slices,
     make_shard,
 )
@@ -63,6 +53,9 @@ PARALLEL_PART_TOKENS = 5_000_000
 
 REJECTS_FILE = "rejects.jsonl"
 """Lists the records that were rejected, beside the manifest."""
+
+DUPLICATES_FILE = "duplicates.jsonl"
+"""Lists the duplicates, in the scratch folder: :data:`REJECTS_FILE` has them after all other records."""
 
 EVALUATION_FILE = "evaluation.npy"
 """N-grams of the evaluation texts, in the scratch folder."""
@@ -131,39 +124,22 @@ def _prepare_in(
         path = place.scratch / EVALUATION_FILE
         evaluation.save(path)
         setup = replace(setup, evaluation=str(path))
-    corpus, shards = _tokenize_all(job, setup, files, place.scratch)
-    _check_anything_left(job, files, corpus)
-    repeated = _drop_duplicates(job.settings.screening, corpus, place.scratch, shards)
-    owners, names = owners_by(
-        corpus.documents,
-        corpus.categories,
-        job.settings.sub_dataset_by == "category",
-        unique_names(job.inputs),
-    )
-    allotment = _allot(job.settings, corpus, owners, names, ~repeated)
-    tasks = _plan_parts(place, job.settings, corpus, allotment)
-    tokens = int(corpus.documents.lengths.sum(dtype=np.int64))
+    shards = _make_shards(job, setup, files, place.scratch)
+    corpus, allotment = _load_and_allot(place, job, files, shards)
+    tasks, dealt = _write_lists(place, job.settings, corpus, allotment)
+    # Which document goes where stands in files now.
+    allotment.destinations, corpus.left_out = [], None
+    tokens = sum(total.tokens for total in corpus.totals)
     workers = min(job.num_workers, len(tasks), tokens // PARALLEL_PART_TOKENS + 1)
     engine = choose_engine(job.engine, workers, job.ray_address)
     infos = list(_progress(engine.map(_write_one_part, None, tasks), total=len(tasks), unit="part", label="pack"))
-    validation = infos.pop() if allotment.validation is not None else None
-    duplicate_tokens = int(corpus.documents.lengths[repeated].sum(dtype=np.int64))
-    manifest = build_manifest(job, files, corpus, allotment, infos, validation, duplicate_tokens)
+    validation = infos.pop() if allotment.held is not None else None
+    manifest = build_manifest(job, files, corpus, allotment, infos, validation, dealt)
     write_manifest(manifest, place.arrow)
-    write_rejects(corpus.rejects, place.arrow / REJECTS_FILE)
     write_report(place.arrow, job.tokenizer, place.arrow / REPORT_FILE)
     place.complete()
     place.publish()
     return manifest
-
-
-def write_rejects(rejects: Sequence[Reject], path: Path) -> None:
-    """List rejected records, one JSON object a line: where, reason, detail, raw. Without any, no file."""
-    if rejects:
-        # The name of a file need not be UTF-8; what of it is not becomes an escape of JSON.
-        with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-            for reject in rejects:
-                file.write(json.dumps(asdict(reject), ensure_ascii=False) + "\n")
 
 
 def read_evaluation_files(screening: Screening) -> EvaluationNgrams | None:
@@ -183,19 +159,6 @@ def read_evaluation_files(screening: Screening) -> EvaluationNgrams | None:
         flush=True,
     )
     return found
-
-
-def _drop_duplicates(screening: Screening, corpus: Corpus, scratch: Path, shards: int) -> np.ndarray:
-    """Which documents are left out as duplicates; counts and lists them in the corpus."""
-    documents = corpus.documents
-    if not screening.exact:
-        return np.zeros(len(documents), dtype=bool)
-    repeated, notes = find_duplicates(scratch, shards, documents, screening.near)
-    corpus.rejects.extend(notes)
-    heads = np.flatnonzero(repeated & (documents.characters != NOT_FIRST))
-    for owner, note in zip(documents.inputs[heads].tolist(), notes, strict=True):
-        corpus.dropped[owner][note.reason] += 1
-    return repeated
 
 
 def _write_one_part(setup: None, task: PartTask) -> PartInfo:
@@ -222,10 +185,8 @@ def _is_prepared_entry(entry: Path) -> bool:
     )
 
 
-def _tokenize_all(
-    job: PrepareJob, setup: TokenizeSetup, files: list[list[InputFile]], scratch: Path
-) -> tuple[Corpus, int]:
-    """Make all shards; returns the corpus and their number."""
+def _make_shards(job: PrepareJob, setup: TokenizeSetup, files: list[list[InputFile]], scratch: Path) -> int:
+    """Make all shards; returns their number."""
     formats = _recognise(job.settings, setup, files)
 
     def slices() -> Iterator[tuple[int, str, FileSlice]]:
@@ -240,7 +201,8 @@ def _tokenize_all(
     shards = 0
     for _ in _progress(engine.map(make_shard, setup, tasks), size, "B", "tokenize", amount=lambda read: read):
         shards += 1
-    return load_corpus(scratch, shards, len(files)), shards
+    forget_maker()
+    return shards
 
 
 def _recognise(settings: PrepareSettings, setup: TokenizeSetup, files: list[list[InputFile]]) -> dict[str, str]:
@@ -310,42 +272,54 @@ def _check_anything_left(job: PrepareJob, files: list[list[InputFile]], corpus: 
     for spec, group, counts in zip(job.inputs, files, corpus.counts, strict=True):
         if not counts["records"]:
             raise UserError(f"--data_input_dirs {spec}: its {len(group)} file(s) hold no record")
-    if not len(corpus.documents):
+    if not any(total.documents for total in corpus.totals):
         reasons = sum(corpus.dropped, Counter())
         hint = "check the input" + (" and --max_length" if reasons[ALL_TURNS_TOO_LONG] else "")
-        if corpus.rejects:
-            hint = f"the first one: {corpus.rejects[0].detail}"
+        if corpus.first_reject is not None:
+            hint = f"the first one: {corpus.first_reject.detail}"
         raise UserError(
             f"--data_input_dirs {','.join(job.inputs)}: nothing to learn in any record "
             f"(dropped: {describe_reasons(reasons)}); {hint}"
         )
 
 
-def _allot(
-    settings: PrepareSettings, corpus: Corpus, owners: np.ndarray, names: list[str], kept: np.ndarray
-) -> Allotment:
-    chosen = np.flatnonzero(kept)
-    aside = set_aside(corpus.documents.take(chosen), owners[chosen], settings.validation_fraction, settings.seed)
-    validation = chosen[aside] if settings.validation_fraction else None
-    left = chosen[~aside]
-    documents = corpus.documents.take(left)
-    weights = None if settings.mixture is None else parse_mixture(settings.mixture, names)
-    tokens = np.bincount(owners[left], documents.lengths, minlength=len(names)).astype(np.int64)
-    epochs = epochs_of(tokens.tolist(), weights)
-    bins = allot(documents, owners[left], epochs, settings.bins, settings.seed)
-    return Allotment(owners, names, epochs, [left[numbers] for numbers in bins], validation)
+def _load_and_allot(
+    place: Workplace, job: PrepareJob, files: list[list[InputFile]], shards: int
+) -> tuple[Corpus, Allotment]:
+    """Look for duplicates, list them and what was rejected, and deal the documents out."""
+    settings, scratch = job.settings, place.scratch
+    names, left_out = unique_names(job.inputs), None
+    repeated: list[Counter[str]] = [Counter() for _ in names]
+    if settings.screening.exact:
+        with RejectFile(scratch / DUPLICATES_FILE) as duplicates:
+
+            def note(owner: int, reject: Reject) -> None:
+                repeated[owner][reject.reason] += 1
+                duplicates.write(reject)
+
+            left_out = find_duplicates(scratch, shards, settings.screening.near, note)
+    with RejectFile(place.arrow / REJECTS_FILE) as rejects:
+        by_category = settings.sub_dataset_by == "category"
+        corpus, members = load_corpus(scratch, shards, names, by_category, left_out, rejects.write)
+        rejects.append(scratch / DUPLICATES_FILE)
+    _check_anything_left(job, files, corpus)
+    for dropped, more in zip(corpus.dropped, repeated, strict=True):
+        dropped.update(more)
+    weights = None if settings.mixture is None else parse_mixture(settings.mixture, corpus.names)
+    return corpus, allot(members, corpus.names, weights, settings.validation_fraction, settings.bins, settings.seed)
 
 
-def _plan_parts(place: Workplace, settings: PrepareSettings, corpus: Corpus, allotment: Allotment) -> list[PartTask]:
+def _write_lists(
+    place: Workplace, settings: PrepareSettings, corpus: Corpus, allotment: Allotment
+) -> tuple[list[PartTask], DealtTokens]:
     """Write the document list of each part that is not made yet; returns the tasks, the validation part last."""
-    lists = [(part_name(number), numbers) for number, numbers in enumerate(allotment.bins)]
-    if allotment.validation is not None:
-        lists.append((VALIDATION, allotment.validation))
-    tasks = []
-    for position, (name, numbers) in enumerate(lists):
-        task = PartTask(
+    names = [part_name(number) for number in range(allotment.bins)]
+    if allotment.held is not None:
+        names.append(VALIDATION)
+    tasks = [
+        PartTask(
             name=name,
-            bin_file=str(place.scratch / f"{name}.npz"),
+            bin_file=str(place.scratch / f"{name}.documents"),
             shard_folder=str(place.scratch),
             arrow_folder=str(place.arrow),
             jsonl_folder=None if place.jsonl is None else str(place.jsonl),
@@ -358,7 +332,7 @@ def _plan_parts(place: Workplace, settings: PrepareSettings, corpus: Corpus, all
             # Evaluation tells sub-datasets apart; in the parts for training nothing reads their names.
             notes_sub_datasets=name == VALIDATION,
         )
-        if not is_made(task):
-            write_bin(Path(task.bin_file), corpus, allotment.owners, numbers)
-        tasks.append(task)
-    return tasks
+        for position, name in enumerate(names)
+    ]
+    paths = [None if is_made(task) else Path(task.bin_file) for task in tasks]
+    return tasks, write_bins(corpus, allotment, paths)

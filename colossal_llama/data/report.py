@@ -93,7 +93,7 @@ def write_report(arrow_dir: Path, tokenizer: "PreTrainedTokenizerBase | None", p
 
 def render_report(folder: PreparedFolder, tokenizer: "PreTrainedTokenizerBase | None") -> str:
     """The report as HTML."""
-    parts = [part_statistics(part) for part in folder.parts]
+    parts = [part_statistics(part.mapped_again()) for part in folder.parts]
     total = PartStatistics()
     for part in parts:
         total.add(part)

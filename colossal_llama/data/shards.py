@@ -258,6 +258,12 @@ def make_shard(setup: TokenizeSetup, task: ShardTask) -> int:
     return _maker[1].make(task)
 
 
+def forget_maker() -> None:
+    """Free what :func:`make_shard` keeps between shards, when it ran in this process."""
+    global _maker
+    _maker = None
+
+
 def group_slices(slices: Iterable[tuple[int, str, FileSlice]], folder: Path, shard_bytes: int) -> Iterator[ShardTask]:
     """Group consecutive slices into shards of about ``shard_bytes`` of input.
 

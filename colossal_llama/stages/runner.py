@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from colossal_llama.checkpoint.manager import MODELING, discard_checkpoints, existing_checkpoints
+from colossal_llama.checkpoint.folders import discard_checkpoints, existing_checkpoints
+from colossal_llama.checkpoint.manager import MODELING
 from colossal_llama.config.recipe import StageRecipe, train_flags
 from colossal_llama.errors import UserError
 from colossal_llama.stages.launcher import (

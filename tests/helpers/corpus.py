@@ -1,15 +1,18 @@
 """Corpora to prepare, and tokenised documents in shards without reading or tokenising anything."""
 
 import json
+from array import array
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from colossal_llama.data.allotment import Corpus, load_corpus
+from colossal_llama.data.allotment import Allotment
+from colossal_llama.data.bins import write_bins
+from colossal_llama.data.corpus import Corpus, Members, load_corpus
 from colossal_llama.data.manifest import PRETRAIN, InputInfo, Manifest, PartInfo, SubDataset
-from colossal_llama.data.parts import PartTask, part_name, write_bin, write_part
+from colossal_llama.data.parts import PartTask, part_name, write_part
 from colossal_llama.data.shard_files import ShardBuilder, write_shard
 from colossal_llama.data.tokenization import TokenizedSample
 
@@ -37,6 +40,14 @@ def write_corpus(
     folder: Path, samples: Sequence[TokenizedSample], shards: int = 3, inputs: Sequence[int] | None = None
 ) -> Corpus:
     """Put documents into shards; ``inputs`` gives the number of each document's input."""
+    number_of_inputs = write_shards(folder, samples, shards, inputs)
+    return load_corpus(folder, shards, [f"input {number}" for number in range(number_of_inputs)])[0]
+
+
+def write_shards(
+    folder: Path, samples: Sequence[TokenizedSample], shards: int = 3, inputs: Sequence[int] | None = None
+) -> int:
+    """The same, without loading them; returns the number of inputs."""
     folder.mkdir(parents=True, exist_ok=True)
     owners = [0] * len(samples) if inputs is None else list(inputs)
     for number, group in enumerate(np.array_split(np.arange(len(samples)), shards)):
@@ -46,7 +57,12 @@ def write_corpus(
             builder.add(owners[index], samples[index], characters, characters * 3)
             builder.counter(owners[index])["records"] += 1
         write_shard(builder, folder, number)
-    return load_corpus(folder, shards, max(owners, default=0) + 1)
+    return max(owners, default=0) + 1
+
+
+def members_of(lengths: Sequence[Sequence[int]]) -> list[Members]:
+    """Documents of sub-datasets by their lengths."""
+    return [Members(array("i", own), array("B", [1] * len(own))) for own in lengths]
 
 
 def write_parts(
@@ -59,26 +75,54 @@ def write_parts(
     with_jsonl: bool = True,
 ) -> list[PartInfo]:
     """Make the parts of bins (document numbers) in ``folder/arrow`` and ``folder/jsonl`` from ``folder/shards``."""
+    tasks = [
+        part_task(folder, corpus, number, max_length, long_documents, packing, with_jsonl)
+        for number in range(len(bins))
+    ]
+    write_bins(corpus, allotment_of(corpus, bins), [Path(task.bin_file) for task in tasks])
+    return [write_part(task) for task in tasks]
+
+
+def part_task(
+    folder: Path,
+    corpus: Corpus,
+    number: int,
+    max_length: int,
+    long_documents: str = "split",
+    packing: str = "best_fit",
+    with_jsonl: bool = True,
+) -> PartTask:
+    """How :func:`write_parts` makes a part; makes the folders."""
     for name in ("arrow", "jsonl", "bins"):
         (folder / name).mkdir(parents=True, exist_ok=True)
-    infos = []
-    for number, numbers in enumerate(bins):
-        task = PartTask(
-            name=part_name(number),
-            bin_file=str(folder / "bins" / f"{part_name(number)}.npz"),
-            shard_folder=str(folder / "shards"),
-            arrow_folder=str(folder / "arrow"),
-            jsonl_folder=str(folder / "jsonl") if with_jsonl else None,
-            categories=tuple(corpus.categories),
-            sub_datasets=tuple(f"input {index}" for index in range(len(corpus.counts))),
-            max_length=max_length,
-            long_documents=long_documents,
-            packing=packing,
-            seed=(5, number),
-        )
-        write_bin(Path(task.bin_file), corpus, corpus.documents.inputs, numbers)
-        infos.append(write_part(task))
-    return infos
+    return PartTask(
+        name=part_name(number),
+        bin_file=str(folder / "bins" / f"{part_name(number)}.documents"),
+        shard_folder=str(folder / "shards"),
+        arrow_folder=str(folder / "arrow"),
+        jsonl_folder=str(folder / "jsonl") if with_jsonl else None,
+        categories=tuple(corpus.categories),
+        sub_datasets=tuple(corpus.names),
+        max_length=max_length,
+        long_documents=long_documents,
+        packing=packing,
+        seed=(5, number),
+    )
+
+
+def allotment_of(corpus: Corpus, bins: Sequence[np.ndarray]) -> Allotment:
+    """The allotment that puts these documents (numbers over all shards) into these bins, as often as they are named."""
+    owners = np.concatenate([shard.owners for shard in corpus.shard_documents()])
+    places: list[list[int]] = [[] for _ in owners]
+    for number, documents in enumerate(bins):
+        for document in documents.tolist():
+            places[document].append(number)
+    allotment = Allotment(len(bins), corpus.names, [1.0] * len(corpus.names), None, [])
+    table = np.full((max(map(len, places)), len(owners)), allotment.nowhere, dtype=np.uint16)
+    for document, own in enumerate(places):
+        table[: len(own), document] = own
+    allotment.destinations = [table[:, owners == owner] for owner in range(len(corpus.names))]
+    return allotment
 
 
 def make_manifest(

@@ -281,7 +281,7 @@ def test_a_full_disk_keeps_what_is_done(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device", str(tmp_path / "out"))
 
-    monkeypatch.setattr("colossal_llama.data.pipeline.write_bin", full)
+    monkeypatch.setattr("colossal_llama.data.pipeline.write_bins", full)
     assert pretrain_main(command(tmp_path / "in", tokenizer_dir, tmp_path / "out")) == 2
     assert "No space left on device; check space and permissions" in capsys.readouterr().err
     monkeypatch.undo()
@@ -390,7 +390,7 @@ def test_what_a_killed_command_with_other_flags_left_is_removed(
     arguments = ["--data_input_dirs", str(tmp_path / "in"), "--tokenizer_dir", str(tokenizer_dir), "--num_workers", "1"]
     arguments += ["--max_length", "128"]
     here = ["--data_output_dirs", str(tmp_path / "out")]
-    monkeypatch.setattr(pipeline, "write_bin", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(pipeline, "write_bins", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
     # One with its scratch files in another folder, one for another output that has to stay.
     elsewhere = ["--data_output_dirs", str(tmp_path / "out2"), "--data_cache_dir", str(tmp_path / "cache")]
     for stopped in (
