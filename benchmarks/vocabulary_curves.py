@@ -99,8 +99,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(2, 2, figsize=(13, 10), sharey="row", layout="constrained")
-    sizes = [one for one in results if "," not in one["name"]]
-    ways = [one for one in results if one["name"] in (BASELINE, "1000 pieces") or one["name"].startswith("1000,")]
+    sizes = [one for one in results if one["name"].removesuffix(", aligned").endswith(("expansion", "pieces"))]
+    ways = [one for one in results if one["name"] == BASELINE or one["arm"]["pieces"] == 1000]
     for row, (title, chosen) in enumerate((("size of the expansion", sizes), ("1000 pieces, in every way", ways))):
         for column, (axis, label) in enumerate(AXES.items()):
             panel = panels[row][column]

@@ -1,13 +1,13 @@
 """Whether new tokens pay: SmolLM2-135M learns the same Chinese text with and without them, and with every kind of row.
 
-    python benchmarks/vocabulary_expansion.py --output FOLDER [--characters 14000] [--long 4] [--workers 2]
+    python benchmarks/vocabulary_expansion.py --output FOLDER [--characters 12000] [--workers 2]
         [--measure_on held_out] [--arms NAME ...]
 
 Each arm is one way to spend a budget of text: how many pieces are added, what their rows start from, how long the
 embeddings are trained alone and at which rate. Every arm reads the same passages in the same order (two of 三国演义 and
 one of Python's documentation an optimizer step), so a step is the same text, but fewer tokens where the vocabulary is
 wider. The learning rate stays constant after a short warm-up, so that every point of a curve is what a run of that
-length would have reached, and arms marked as long go on for ``--long`` times the text. Bits per UTF-8 byte are measured
+length would have reached. Bits per UTF-8 byte are measured
 on texts that are neither trained on nor mined for pieces: ``--measure_on validation`` chooses, ``held_out`` reports.
 
 Compute is counted, not timed (see :func:`flops_of_row`), so other work on the machine changes nothing. A finished arm
@@ -51,41 +51,40 @@ class Arm:
     Attributes:
         pieces: new pieces; 0 leaves the vocabulary alone.
         init: ``--init_method`` of their rows.
-        alignment: share of the budget in which nothing but the (tied) embeddings is trained.
+        alignment: share of the budget in which nothing but the (tied) embeddings is trained, at its start.
         new_rows_only: train only the new rows there, not all embeddings.
         alignment_lr, lr: learning rates of the two stages.
         embedding_factor: times ``lr`` is the embeddings' rate in the second stage.
-        long: goes on for ``--long`` times the text.
+        length: of the arm in budgets of text; some go on for longer, others show early enough what they are.
     """
 
     pieces: int = 0
     init: str = "mean"
-    alignment: float = 0.2
+    alignment: float = 0.0
     new_rows_only: bool = False
     alignment_lr: float = 2e-3
     lr: float = 6e-4
     embedding_factor: float = 1.0
-    long: bool = False
+    length: float = 1.0
 
 
 ARMS = {
-    "no expansion": Arm(alignment=0, long=True),
-    "64 pieces": Arm(64, long=True),
-    "1000 pieces": Arm(1000, long=True),
-    "no expansion, rate 3e-4": Arm(alignment=0, lr=3e-4),
-    "256 pieces": Arm(256),
-    "4000 pieces": Arm(4000),
-    "1000, weighted_mean": Arm(1000, "weighted_mean"),
-    "1000, random": Arm(1000, "random"),
-    "1000, no alignment": Arm(1000, alignment=0),
-    "1000, random, no alignment": Arm(1000, "random", alignment=0),
-    "1000, alignment twice as long": Arm(1000, alignment=0.4),
-    "1000, alignment of new rows only": Arm(1000, new_rows_only=True),
-    "1000, embedding rate x 3": Arm(1000, embedding_factor=3),
-    "1000, no alignment, embedding rate x 3": Arm(1000, alignment=0, embedding_factor=3),
-    "1000, global_mean": Arm(1000, "global_mean"),
-    "1000, gaussian": Arm(1000, "gaussian"),
-    "1000, focus": Arm(1000, "focus"),
+    "no expansion": Arm(length=2),
+    "64 pieces, aligned": Arm(64, alignment=0.2, length=2),
+    "1000 pieces, aligned": Arm(1000, alignment=0.2),
+    "1000 pieces": Arm(1000),
+    "64 pieces": Arm(64),
+    "1000 pieces, random": Arm(1000, "random", length=0.5),
+    "1000 pieces, weighted_mean": Arm(1000, "weighted_mean", length=0.5),
+    "1000 pieces, focus": Arm(1000, "focus", length=0.5),
+    "1000 pieces, gaussian": Arm(1000, "gaussian", length=0.5),
+    "1000 pieces, global_mean": Arm(1000, "global_mean", length=0.5),
+    "1000 pieces, embedding rate x 3": Arm(1000, embedding_factor=3, length=0.5),
+    "1000 pieces, new rows aligned": Arm(1000, alignment=0.2, new_rows_only=True, length=0.5),
+    "no expansion, rate 3e-4": Arm(lr=3e-4, length=0.5),
+    "4000 pieces": Arm(4000, length=0.5),
+    "1000 pieces, random, aligned": Arm(1000, "random", alignment=0.2, length=0.5),
+    "1000 pieces, aligned twice as long": Arm(1000, alignment=0.4, length=0.5),
 }
 
 
@@ -104,7 +103,7 @@ def steps_of(texts: Any, characters: float) -> Iterator[list[tuple[bool, str]]]:
     while taken < characters:
         own = texts.chinese[number * chinese : (number + 1) * chinese]
         if len(own) < chinese:
-            raise SystemExit(f"the novel ends after {taken:,} characters; lower --characters or --long")
+            raise SystemExit(f"the novel ends after {taken:,} characters; lower --characters")
         other = [texts.english[(number * english + index) % len(texts.english)] for index in range(english)]
         yield [(True, text) for text in own] + [(False, text) for text in other]
         taken += sum(len(text) for text in own)
@@ -285,11 +284,11 @@ class Run:
         }
 
 
-def run_arm(name: str, output: Path, characters: int, length: int, measure_on: str) -> dict[str, Any]:
+def run_arm(name: str, output: Path, characters: int, measure_on: str) -> dict[str, Any]:
     """Train one arm and measure it on the way; returns its curve."""
     arm = ARMS[name]
     texts = texts_of(measure_on)
-    budget = characters * (length if arm.long else 1)
+    budget = characters * arm.length
     with tempfile.TemporaryDirectory(dir=output) as folder:
         model_dir = widen(output, arm, Path(folder))
         old_tokens = json.loads((output / "base" / "config.json").read_text(encoding="utf-8"))["vocab_size"]
@@ -334,8 +333,7 @@ def run_all(arguments: argparse.Namespace) -> None:
             return
         started = time.monotonic()
         command = [sys.executable, __file__, "--output", str(arguments.output), "--arm", name]
-        command += ["--characters", str(arguments.characters), "--long", str(arguments.long)]
-        command += ["--measure_on", arguments.measure_on]
+        command += ["--characters", str(arguments.characters), "--measure_on", arguments.measure_on]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"arm {name!r} failed:\n{done.stderr[-3000:]}")
@@ -356,8 +354,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for curves, table and plots")
-    parser.add_argument("--characters", type=int, default=14_000, help="budget of Chinese text of the short arms")
-    parser.add_argument("--long", type=int, default=4, help="times the budget that the long arms get")
+    parser.add_argument("--characters", type=int, default=12_000, help="a budget: characters of Chinese text")
     parser.add_argument("--workers", type=int, default=2, help="arms at a time")
     parser.add_argument("--measure_on", choices=("held_out", "validation"), default="held_out")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="arms to run")
@@ -370,7 +367,7 @@ def main() -> None:
     arguments = parse_arguments()
     (arguments.output / "arms").mkdir(parents=True, exist_ok=True)
     if arguments.arm:
-        result = run_arm(arguments.arm, arguments.output, arguments.characters, arguments.long, arguments.measure_on)
+        result = run_arm(arguments.arm, arguments.output, arguments.characters, arguments.measure_on)
         scratch = result_file(arguments.output, arguments.arm).with_suffix(".tmp")
         scratch.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         scratch.rename(scratch.with_suffix(".json"))

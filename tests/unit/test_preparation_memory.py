@@ -30,21 +30,21 @@ CORPORA = (FEW, FEW, MANY)
 
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What is done at once is much less than the smaller corpus, and allocations are traced."""
+    """What is done at once is much less than the smaller corpus; allocations are no longer traced at the end."""
     for name in ("bins._WAITING", "bins._AT_ONCE", "allotment._AT_ONCE", "packing._AT_ONCE", "parts.BATCH_TOKENS"):
         monkeypatch.setattr(f"colossal_llama.data.{name}", 1000)
     importlib.import_module("datasets")  # which takes long while allocations are traced
-    tracemalloc.start(5)  # frames: some of numpy are in Python
     yield
     tracemalloc.stop()
 
 
 def peak_of(run: Callable[[], Any]) -> int:
     """Bytes that ``run`` has allocated at most at a time."""
-    before = tracemalloc.get_traced_memory()[0]
-    tracemalloc.reset_peak()
+    tracemalloc.start()
     run()
-    return tracemalloc.get_traced_memory()[1] - before
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return peak
 
 
 def bytes_a_document(peaks: list[int]) -> float:
@@ -99,13 +99,19 @@ def test_documents_are_forgotten_before_parts_are_made(
         tracemalloc.Filter(True, str(Path(module.__file__)), all_frames=True) for module in (corpus, allotment, bins)
     ]
     left: list[int] = []
-    write = pipeline._write_one_part
+    write, load = pipeline._write_one_part, pipeline._load_and_allot
+
+    def traced(*arguments: Any) -> Any:
+        tracemalloc.start(5)  # frames: some of numpy are in Python
+        return load(*arguments)
 
     def measured(setup: None, task: PartTask) -> PartInfo:
         kept = tracemalloc.take_snapshot().filter_traces(modules)
+        tracemalloc.stop()
         left.append(sum(entry.size for entry in kept.statistics("filename")))
         return write(setup, task)
 
+    monkeypatch.setattr(pipeline, "_load_and_allot", traced)
     monkeypatch.setattr(pipeline, "_write_one_part", measured)
     documents = 300, 300, 4000  # the first time caches are filled
     for number, count in enumerate(documents):
