@@ -423,12 +423,10 @@ def build_model(setting: Setting) -> Any:
     """The model with its trainable part chosen, ready to be boosted."""
     from colossal_llama.model.freeze import freeze_non_embedding_parameters
     from colossal_llama.model.loader import load_model
+    from colossal_llama.plugins import attention_for
 
     config, options, spec = setting.config, setting.options, setting.spec
-    # Eager attention makes its causal mask itself; see distributed.upstream_fixes on sequence parallelism.
-    attention = "eager" if options.sp_mode else "sdpa"
-    if options.flash_attention and not spec.shards_attention:
-        attention = "flash_attention_2"
+    attention = attention_for(spec, options, setting.inputs.model_config["model_type"])
     model = load_model(
         setting.inputs.weights,
         "--pretrained" if setting.inputs.weights == Path(config.pretrained) else "--load_checkpoint",

@@ -11,13 +11,14 @@ from colossal_llama.plugins.base import (
     first_replica,
 )
 from colossal_llama.plugins.documents import check_document_mask
-from colossal_llama.plugins.models import check_model, read_architecture
+from colossal_llama.plugins.models import attention_for, check_model, read_architecture
 
 __all__ = [
     "PLUGINS",
     "ParallelLayout",
     "PluginOptions",
     "PluginSpec",
+    "attention_for",
     "build_booster",
     "build_options",
     "check_document_mask",

@@ -23,12 +23,16 @@ class Policy:
         tp, pp: tensor and pipeline parallelism; False where it fails or trains wrongly.
         sp: kinds of sequence parallelism that are measured to train rightly. Others are refused untried, because a
             lost causal mask or gradient raises nothing, and so are those that a policy drops with a warning (Mistral's,
-            Falcon's, GPT-J's).
+            Falcon's, GPT-J's, OPT's).
+        sp_with_pp: whether that holds inside a pipeline too.
+        attention: implementation in transformers that the policy rewrites.
     """
 
     tp: bool = True
     pp: bool = True
     sp: tuple[str, ...] = ()
+    sp_with_pp: bool = False
+    attention: str = "sdpa"
 
     def refused(self, options: PluginOptions) -> str:
         """The flag that this policy cannot follow, or an empty string."""
@@ -38,21 +42,24 @@ class Policy:
             return f"--pp {options.pp}"
         if options.sp_mode is not None and options.sp_mode not in self.sp:
             return f"--sp_mode {options.sp_mode}"
+        if options.sp_mode is not None and options.pp > 1 and not self.sp_with_pp:
+            return f"--pp {options.pp} with --sp_mode {options.sp_mode}"
         return ""
 
 
 POLICIES: dict[str, Policy] = {
-    "llama": Policy(sp=("split_gather", "ring", "all_to_all")),
+    "llama": Policy(sp=("split_gather", "ring", "all_to_all"), sp_with_pp=True),
     "mistral": Policy(),
     "mixtral": Policy(),
-    "qwen2": Policy(sp=("split_gather",)),
+    "qwen2": Policy(sp=("split_gather", "ring")),
     "falcon": Policy(pp=False),
     "bloom": Policy(),
+    "opt": Policy(pp=False, attention="eager"),
     "gptj": Policy(pp=False),
 }
 """By ``model_type``; for transformers 4.51.3 and Colossal-AI 0.5.0.
 
-Colossal-AI has policies of more architectures: Command-R's and GPT-2's need flash attention, OPT's knows no SDPA."""
+Colossal-AI has policies of more architectures: Command-R's and GPT-2's need flash attention."""
 
 LEARNED_POSITIONS = frozenset({"gpt2", "gptj", "gpt_neo", "gpt_bigcode", "codegen", "opt", "biogpt", "xglm"})
 """Architectures with a table of positions: a longer row has no position, where rotary ones have."""
@@ -112,6 +119,18 @@ def check_model(
     if spec.rewrites_model:
         _check_policy(plugin, options, architecture.model_type)
         _check_sizes(options, pretrained, architecture)
+
+
+def attention_for(spec: PluginSpec, options: PluginOptions, model_type: str) -> str:
+    """The attention implementation that a model is built with: ``sdpa``, ``eager`` or ``flash_attention_2``.
+
+    Eager attention makes its causal mask itself; see distributed.upstream_fixes on sequence parallelism.
+    """
+    if options.flash_attention and not spec.shards_attention:
+        return "flash_attention_2"
+    if options.sp_mode:
+        return "eager"
+    return POLICIES.get(model_type, Policy()).attention if spec.rewrites_model else "sdpa"
 
 
 def _refuse_architecture(plugin: str, spec: PluginSpec, model_type: str) -> None:

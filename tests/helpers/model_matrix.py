@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,4 +121,5 @@ def last_error(text: str) -> str:
     named = [line for line in lines if line.split(":")[0].endswith(("Error", "Exception"))]
     peers = ("Connection closed by peer", "Connection reset by peer")
     own = [line for line in named if not any(text in line for text in peers)]
-    return (own or named or lines or ["no output"])[-1][:300]
+    message = (own or named or lines or ["no output"])[-1][:300]
+    return re.sub(r"Auto policy for \S+ \(\S+\)", "Auto policy for the model", message)
