@@ -42,6 +42,7 @@ def apply() -> None:
         return
     _fix_ring_gather()
     _fix_gemini_accumulation()
+    _fix_accumulation_of_split_sequences()
     _fix_adam_clipping_of_bf16_gradients()
     _fix_gradient_norm_of_empty_stage()
     _fix_safetensors_of_tied_weights()
@@ -96,6 +97,48 @@ def _fix_gemini_accumulation() -> None:
         return rearrange(self, chunk)
 
     ChunkManager.rearrange_accumulated_grad_chunk = rearrange_once
+
+
+def _fix_accumulation_of_split_sequences() -> None:
+    """booster/plugin/hybrid_parallel_plugin.py:324, :552 and :810: with ``split_gather`` and ``ring`` the gradients of
+    norms, which each rank has for its part of the sequence, are summed over the tensor parallel ranks after every
+    backward pass. What earlier micro-batches have left there is whole already, and is counted once for each rank.
+
+    Dividing it before the next backward pass leaves each counted once.
+    """
+    import torch.distributed as dist
+    from colossalai.booster.plugin import hybrid_parallel_plugin as hybrid
+    from colossalai.shardformer.layer.utils import SeqParallelUtils
+
+    def gradients_of_parameters(optimizer: Any) -> list[tuple[Any, Any]]:
+        if not optimizer.model.require_grad_sync:  # a pipeline sums once, when all its micro-batches are through
+            return []
+        return [(param, param.grad) for param in optimizer.model.parameters() if param.grad is not None]
+
+    def gradients_of_stores(optimizer: Any) -> list[tuple[Any, Any]]:
+        if not optimizer.require_grad_sync:
+            return []
+        params = {id(param): param for param in optimizer.model.parameters()}
+        groups = range(optimizer.num_param_groups)
+        grads = [grad for group in groups for grad in optimizer.get_working_grads_by_group_id(group)]
+        return [(params[optimizer.get_param_id_for_grad(grad)], grad) for grad in grads]
+
+    def dividing(backward: Any, gradients: Any) -> Any:
+        def divide_and_go_backward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            config = self.model.shard_config
+            if config.enable_sequence_parallelism and config.sequence_parallelism_mode in ("split_gather", "ring"):
+                size = dist.get_world_size(self.tp_pg)
+                for param, grad in gradients(self):
+                    if SeqParallelUtils.is_sp_partial_derived_param(param):
+                        grad.data.div_(size)
+            return backward(self, *args, **kwargs)
+
+        return divide_and_go_backward
+
+    for optimizer_class in (hybrid.HybridParallelNaiveOptimizer, hybrid.HybridParallelAMPOptimizer):
+        optimizer_class.backward = dividing(optimizer_class.backward, gradients_of_parameters)
+    zero_class = hybrid.HybridParallelZeroOptimizer
+    zero_class.backward = dividing(zero_class.backward, gradients_of_stores)
 
 
 def _fix_adam_clipping_of_bf16_gradients() -> None:

@@ -191,3 +191,19 @@ def test_the_mean_of_means_is_found_out(name, tmp_path, model, uneven):
     precision = "fp32" if case.fp32 else "bf16"
     found = gradients_of(tmp_path, model, uneven, precision, case.flags, environment=environment)
     assert min(errors(found, uneven.gradients).values()) > 10 * BF16_TOLERANCE
+
+
+SPLIT_SEQUENCES = ("--plugin", "3d", "--zero", "0", "--tp", "2", *SP)
+
+
+@pytest.mark.parametrize("mode", ["split_gather", "ring"])
+def test_split_sequences_are_accumulated_right_only_with_the_remedy(mode, tmp_path, model, uneven):
+    """Colossal-AI sums the gradients of norms over the ranks after each micro-batch, with what is summed already."""
+    arguments = (*SPLIT_SEQUENCES, mode, "--batch_size", "1", "--accumulation_steps", "4")
+    found = gradients_of(tmp_path / "with", model, uneven, "fp32", arguments)
+    assert_equal(found, uneven.gradients, FP32_TOLERANCE)
+    undone = {"UNDO": "_fix_accumulation_of_split_sequences"}
+    found = gradients_of(tmp_path / "without", model, uneven, "fp32", arguments, environment=undone)
+    wrong = {name for name, error in errors(found, uneven.gradients).items() if error > 0.5}
+    assert wrong
+    assert all("norm" in name for name in wrong)
