@@ -147,7 +147,8 @@ def test_every_flag_in_the_documents_exists() -> None:
 
     known = {option for one in TABLE for action in build_parser(one, "")._actions for option in action.option_strings}
     launcher = {"--nproc_per_node", "--hostfile", "--master_port", "--host", "--help"}
-    tools = {"--check", "--fix", "--no-deps", "--standalone"}
+    slurm = {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--time", "--signal", "--requeue"}
+    tools = slurm | {"--check", "--fix", "--no-deps", "--standalone"}
     benchmarks = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
     tools |= set(re.findall(r'add_argument\(\s*"(--[a-z][\w-]*)"', benchmarks))
     for name in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
