@@ -56,11 +56,6 @@ def _check(options: PluginOptions, world_size: int) -> None:
         )
     if _shares_tp_ranks(options) and options.sp > 1:
         raise UserError(f"--sp_mode {options.sp_mode} uses the --tp {options.tp} ranks: leave --sp at 1")
-    if _shares_tp_ranks(options) and options.zero_stage == 2:
-        raise UserError(
-            f"--sp_mode {options.sp_mode} does not work with --zero 2: Colossal-AI leaves the gradients of norms "
-            "unsummed over the sequence; use --zero 0 or 1"
-        )
     if options.sp_mode == "all_to_all" and options.sp == 1:
         raise UserError("--sp_mode all_to_all needs --sp above 1")
     if options.tp > 1 or options.pp > 1 or options.sp_mode is not None:

@@ -172,8 +172,9 @@ def test_more_micro_batches_than_rows(plugin, precision, environment, accumulati
         (("--zero", "0", "--tp", "2", "--pp", "2", "--batch_size", "4"), "fp32"),
         (("--zero", "0", "--sp", "2", *SP, "all_to_all", "--batch_size", "2"), "fp32"),
         (("--zero", "1", "--pp", "2", "--batch_size", "1", "--accumulation_steps", "2"), "bf16"),
+        (("--zero", "2", "--tp", "2", *SP, "split_gather", "--batch_size", "1", "--accumulation_steps", "2"), "bf16"),
     ],
-    ids=["tp2-dp2", "pp2-dp2", "tp2-pp2", "sp2-dp2", "pp2-zero1"],
+    ids=["tp2-dp2", "pp2-dp2", "tp2-pp2", "sp2-dp2", "pp2-zero1", "split_gather-zero2"],
 )
 def test_layouts_of_four_processes(layout, precision, tmp_path, model, uneven):
     found = gradients_of(tmp_path, model, uneven, precision, ("--plugin", "3d", *layout), processes=4)
