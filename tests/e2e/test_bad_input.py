@@ -52,7 +52,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         flags = ["--data_input_dirs", str(root / "texts"), "--tokenizer_dir", str(root / tokenizer)]
         flags += ["--data_output_dirs", str(root / name), "--max_length", "64", "--num_spliced_dataset_bins", "2"]
         assert prepare([*flags, "--num_workers", "1"]) == 0
-    save_rows(root / "wide_rows", 8, vocab_size=600)
+    save_rows(root / "wide_rows", 8, vocab_size=6000)
     shutil.copytree(root / "model", root / "remote_model")
     config = json.loads((root / "remote_model" / "config.json").read_text(encoding="utf-8"))
     write_lines(root / "remote_model" / "config.json", json.dumps(config | {"model_type": "chatglm"}))
