@@ -104,7 +104,11 @@ def test_states_of_another_layout_are_refused(tmp_path, tiny_model, rows_1_step)
     failed = run_training([*start("--optimizer", "hybrid_adam"), "--load_checkpoint", str(checkpoint), *outputs])
     assert failed.returncode != 0
     assert "cannot resume, optimizer was lion, now hybrid_adam" in failed.stderr
-    (checkpoint / "optimizer" / "rank-00001.pt").unlink()
-    failed = run_training([*start("--optimizer", "lion"), "--load_checkpoint", str(checkpoint), *outputs])
+    resumed = [*start("--optimizer", "lion"), "--load_checkpoint", str(checkpoint), *outputs]
+    failed = run_training(resumed, processes=1)
     assert failed.returncode != 0
-    assert "rank-00001.pt: missing; resume with the number of processes" in failed.stderr
+    assert "can only be resumed on the layout that wrote them" in failed.stderr
+    (checkpoint / "optimizer" / "rank-00001.pt").unlink()
+    failed = run_training(resumed)
+    assert failed.returncode != 0
+    assert "damaged, optimizer/rank-00001.pt: missing" in failed.stderr
