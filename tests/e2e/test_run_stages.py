@@ -66,10 +66,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     save_rows(folder / "work" / "data" / "arrow", 60)
     save_rows(folder / "work" / "sft_data" / "arrow", 12, seed=1)
     model = folder / "work" / "model"
-    model.mkdir()
+    save_tiny_model(model)
+    weights = model / "model.safetensors"
+    weights.rename(folder / "weights")  # which only the training itself finds out
     code, failed = run_to_end(folder, folder / "failed.log")
     assert code == 2, failed
-    save_tiny_model(model)
+    (folder / "weights").rename(weights)
     code, family = terminate_at_first_checkpoint(folder, folder / "killed.log", "stage2")
     assert code == 128 + signal.SIGTERM
     assert not [member for member in family if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
@@ -84,7 +86,7 @@ def test_a_failing_stage_stops_the_plan_and_says_where_to_look(runs: tuple[Path,
     last = printed["failed"].splitlines()[-1]
     assert re.match(r"error: stage stage1 failed with exit code 2 after \d+ seconds; log: work/stage1/train.log", last)
     assert "stage stage2" not in printed["failed"]
-    assert "no config.json" in printed["failed"]
+    assert "model.safetensors" in printed["failed"]
 
 
 def test_a_killed_stage_goes_on_from_its_checkpoint(runs: tuple[Path, dict[str, str]]) -> None:
