@@ -48,9 +48,9 @@ class InitModelConfig:
         1, help="round the number of embedding rows up to a multiple of this (tensor parallelism, kernels)"
     )
     init_method: str = flag(
-        "mean",
-        help="what a new row starts from: mean or weighted_mean of its old sub-tokens, global_mean or gaussian of all "
-        "old rows, random, or similar tokens (focus)",
+        "weighted_mean",
+        help="what a new row starts from: weighted_mean (by length and position) or mean of its old sub-tokens, "
+        "global_mean or gaussian of all old rows, random, or similar tokens (focus)",
         choices=INIT_METHOD_NAMES,
     )
     auxiliary_embeddings: str | None = flag(

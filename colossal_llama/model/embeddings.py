@@ -51,7 +51,7 @@ class InitSettings:
         auxiliary: token vectors, for ``focus``.
     """
 
-    method: str = "mean"
+    method: str = "weighted_mean"
     seed: int = 42
     deviation: float = 0.02
     auxiliary: "AuxiliaryVectors | None" = None

@@ -64,11 +64,13 @@ def save(model: PreTrainedModel, folder: Path, dtype: torch.dtype = torch.float3
     return model
 
 
-def widen(source: Path, pad_to_multiple_of: int = 1, tokens: NewTokens = TOKENS, **settings: Any) -> WideningReport:
+def widen(
+    source: Path, pad_to_multiple_of: int = 1, tokens: NewTokens = TOKENS, method: str = "mean", **settings: Any
+) -> WideningReport:
     """Widen the model in ``source`` into the folder ``wide`` beside it."""
     target = source.with_name("wide")
     target.mkdir()
-    return widen_checkpoint(source, "--source", target, tokens, pad_to_multiple_of, InitSettings(**settings))
+    return widen_checkpoint(source, "--source", target, tokens, pad_to_multiple_of, InitSettings(method, **settings))
 
 
 def load(folder: Path) -> PreTrainedModel:
