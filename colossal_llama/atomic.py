@@ -71,8 +71,24 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     publish_directory(scratch, target)
 
 
+def _current_umask() -> int:
+    mask = os.umask(0o077)  # there is no other way to read it
+    os.umask(mask)
+    return mask
+
+
+_UMASK = _current_umask()
+
+
+def _open_to_readers(folder: Path) -> None:
+    """Give weights the permissions of any new file: safetensors 0.8 leaves them readable for their owner only."""
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o666 & ~_UMASK)
+
+
 def publish_directory(scratch: Path, target: Path) -> None:
     """Rename ``scratch`` to ``target``, replacing what was there."""
+    _open_to_readers(scratch)
     retired = _retired_name(target)
     shutil.rmtree(retired, ignore_errors=True)
     if target.exists():

@@ -105,7 +105,7 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--target_tokenizer_path": (REQUIRED,),
         "--target_model_path": (REQUIRED,),
         "--pad_to_multiple_of": (1,),
-        "--init_method": ("mean",),
+        "--init_method": ("weighted_mean",),
         "--auxiliary_embeddings": (None,),
         "--seed": (42,),
         "--overwrite": (False,),
