@@ -95,7 +95,7 @@ class FileWriter:
             self._take(Path(filename), tensors, lambda kept, path: write_safetensors(kept, path, metadata))
 
         def save_index(index: Any, name: str) -> None:
-            self._attempt(lambda: write_index(index, name), Path(index.root_path, name))
+            self.attempt(lambda: write_index(index, name), Path(index.root_path, name))
 
         torch.save, safetensors.torch.save_file = save_torch, save_tensors
         CheckpointIndexFile.write_index_file = save_index
@@ -104,6 +104,10 @@ class FileWriter:
         finally:
             torch.save, safetensors.torch.save_file = _torch_save, _save_file
             CheckpointIndexFile.write_index_file = write_index
+
+    def write_now(self, content: Any, path: Path) -> None:
+        """Write ``content`` with torch.save, also where there are snapshots; a failure is kept for :meth:`check`."""
+        self._write(path, lambda path: write_torch(content, path))
 
     def check(self) -> None:
         """Raise what went wrong so far.
@@ -139,10 +143,13 @@ class FileWriter:
             flush_file(path)
             self._written.append(path)
 
-        self._attempt(write_and_flush, path)
+        self.attempt(write_and_flush, path)
 
-    def _attempt(self, action: Callable[[], None], path: Path) -> None:
-        """Run ``action`` unless something has failed before: on a full disk every further file would fail too."""
+    def attempt(self, action: Callable[[], None], path: Path) -> None:
+        """Run ``action``, which writes ``path``; its failure is kept for :meth:`check`.
+
+        Nothing is run once something has failed: on a full disk every further file would fail too.
+        """
         if self._error is not None:
             return
         try:

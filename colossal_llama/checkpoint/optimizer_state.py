@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from colossal_llama.checkpoint.resharding import innermost_optimizer
 from colossal_llama.errors import UserError
+
+if TYPE_CHECKING:
+    from colossal_llama.checkpoint.file_writer import HostSnapshots
+    from colossal_llama.checkpoint.zero_states import Deferred
 
 SHARD_MIB = 1024
 
@@ -14,8 +18,17 @@ SHARD_MIB = 1024
 class OptimizerStore(Protocol):
     """Keeps the state of a boosted optimizer in a folder; all ranks call it together."""
 
-    def save(self, optimizer: Any, folder: Path) -> None:
-        """Write the state into ``folder``."""
+    def save(self, optimizer: Any, folder: Path, snapshots: HostSnapshots | None = None) -> Deferred | None:
+        """Write the state into ``folder``.
+
+        Args:
+            optimizer: the boosted optimizer.
+            folder: an empty folder.
+            snapshots: given where the rest of the work may be left to a thread.
+
+        Returns:
+            that rest, if there is any.
+        """
         ...
 
     def load(self, optimizer: Any, folder: Path) -> None:
@@ -33,9 +46,15 @@ class BoosterStore:
     def __init__(self, booster: Any) -> None:
         self._booster = booster
 
-    def save(self, optimizer: Any, folder: Path) -> None:
-        """See :class:`OptimizerStore`."""
-        self._booster.save_optimizer(_stored(optimizer), str(folder), shard=True, size_per_shard=SHARD_MIB)
+    def save(self, optimizer: Any, folder: Path, snapshots: HostSnapshots | None = None) -> Deferred | None:
+        """See :class:`OptimizerStore`; with the zero2 plugins the gathering is left to the thread."""
+        from colossal_llama.checkpoint.zero_states import gathers_in_background, snapshot_states
+
+        stored = _stored(optimizer)
+        if snapshots is not None and gathers_in_background(stored):
+            return snapshot_states(stored, folder, snapshots, SHARD_MIB)
+        self._booster.save_optimizer(stored, str(folder), shard=True, size_per_shard=SHARD_MIB)
+        return None
 
     def load(self, optimizer: Any, folder: Path) -> None:
         """See :class:`OptimizerStore`."""
@@ -57,7 +76,7 @@ class RankStore:
         self._rank = rank
         self._owner = owner
 
-    def save(self, optimizer: Any, folder: Path) -> None:
+    def save(self, optimizer: Any, folder: Path, snapshots: HostSnapshots | None = None) -> None:
         """See :class:`OptimizerStore`."""
         import torch
 

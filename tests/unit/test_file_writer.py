@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from colossal_llama.atomic import atomic_directory
 from colossal_llama.checkpoint.file_writer import FileWriter, HostSnapshots, write_safetensors, write_torch
 from colossal_llama.checkpoint.manifest import record_file
 
@@ -144,3 +145,11 @@ def test_torch_itself_does_not_end_in_an_error_of_the_operating_system_there(tmp
     done = subprocess.run([sys.executable, "-c", body], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode != 0
     assert done.stdout == ""
+
+
+def test_published_weights_have_the_permissions_of_other_files(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "model") as scratch:
+        (scratch / "config.json").write_text("{}")
+        safetensors.torch.save_file({"weight": torch.zeros(2)}, scratch / "model.safetensors")
+    modes = {path.name: path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
