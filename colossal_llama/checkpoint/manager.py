@@ -44,6 +44,7 @@ from colossal_llama.state import TrainState
 
 if TYPE_CHECKING:
     from colossal_llama.checkpoint.file_writer import FileWriter, HostSnapshots
+    from colossal_llama.checkpoint.zero_states import Deferred
 
 OPTIMIZER = "optimizer"
 LR_SCHEDULER = "lr_scheduler"
@@ -133,12 +134,29 @@ def locate_checkpoint(path: Path) -> ResumePoint:
         raise UserError(f"--load_checkpoint {path}: no such folder")
     if (path / RUNNING_STATES).is_file() or (path / MANIFEST_FILE).is_file():
         return ResumePoint(folder=path, weights=path / MODELING)
-    if (path / CONFIG_FILE).is_file() or (path / ADAPTER_CONFIG_FILE).is_file():
+    if _holds_weights(path):
         return ResumePoint(folder=None, weights=path)
     raise UserError(
         f"--load_checkpoint {path}: neither a checkpoint (it has no {RUNNING_STATES}) nor a modeling folder (it has no "
         f"{CONFIG_FILE})"
     )
+
+
+def locate_weights(path: Path, flag: str) -> Path:
+    """``path``, which ``flag`` names and which must be a folder of weights.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not path.is_dir():
+        raise UserError(f"{flag} {path}: no such folder")
+    if not _holds_weights(path):
+        raise UserError(f"{flag} {path}: expected a modeling folder, but it has no {CONFIG_FILE}")
+    return path
+
+
+def _holds_weights(folder: Path) -> bool:
+    return (folder / CONFIG_FILE).is_file() or (folder / ADAPTER_CONFIG_FILE).is_file()
 
 
 def read_running_states(folder: Path) -> dict[str, Any]:
@@ -213,6 +231,7 @@ class CheckpointManager:
         self._background: Future[None] | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._snapshots: HostSnapshots | None = None
+        self._deferred: Deferred | None = None
         self._group: Any = None
         if background:
             self._prepare_background()
@@ -334,6 +353,7 @@ class CheckpointManager:
         from colossal_llama.checkpoint.file_writer import FileWriter
 
         self.wait()
+        self._deferred = None
         scratch = target.with_name(f".{target.name}.tmp")
         writer = FileWriter(scratch, snapshots)
 
@@ -372,6 +392,9 @@ class CheckpointManager:
                 flush_directory(target.parent)
 
         with self._explaining(target, scratch):
+            deferred, self._deferred = self._deferred, None
+            if deferred is not None:
+                run_together(partial(deferred, writer, group), group)
             records = run_together(writer.finish, group)
             run_together(publish, group)
         if self._rank == 0 and target.name != MODELING:
@@ -413,7 +436,7 @@ class CheckpointManager:
             self._finish_export(folder)
 
     def _write_optimizer(self, folder: Path) -> None:
-        self._store.save(self._optimizer, folder / OPTIMIZER)
+        self._deferred = self._store.save(self._optimizer, folder / OPTIMIZER, self._snapshots)
         self._booster.save_lr_scheduler(self._lr_scheduler, str(folder / LR_SCHEDULER))
 
     def _write_rank_states(self, folder: Path) -> None:

@@ -93,18 +93,20 @@ def train(config: TrainConfig) -> None:
 
 
 def locate_start(config: TrainConfig) -> ResumePoint:
-    """What the run starts from, as far as the flags alone say; with ``--load_checkpoint auto``, ``--pretrained``.
+    """What the run starts from, as far as the flags alone say; with ``--load_checkpoint auto``, the initial weights.
 
     Raises:
         UserError: ``--load_checkpoint`` names nothing to start from, or ``--save_dir`` would be overwritten.
     """
     from colossal_llama.checkpoint.folders import existing_checkpoints
-    from colossal_llama.checkpoint.manager import ResumePoint, locate_checkpoint
+    from colossal_llama.checkpoint.manager import ResumePoint, locate_checkpoint, locate_weights
     from colossal_llama.model.loader import read_model_config
 
     read_model_config(Path(config.pretrained), "--pretrained")
     point = ResumePoint(folder=None, weights=Path(config.pretrained))
-    if config.load_checkpoint is not None and config.load_checkpoint != AUTO:
+    if config.initial_weights is not None:
+        point = ResumePoint(folder=None, weights=locate_weights(Path(config.initial_weights), "--initial_weights"))
+    elif config.load_checkpoint is not None and config.load_checkpoint != AUTO:
         point = locate_checkpoint(Path(config.load_checkpoint))
     old = existing_checkpoints(Path(config.save_dir))
     goes_on = point.folder is not None or config.load_checkpoint == AUTO
@@ -132,7 +134,7 @@ def find_whole_checkpoint(config: TrainConfig, point: ResumePoint, env: DistEnv)
     newest = verifier.newest_whole(Path(config.save_dir))
     if newest is not None:
         return locate_checkpoint(newest)
-    env.say(f"--load_checkpoint auto: no whole checkpoint in {config.save_dir}; starting from {config.pretrained}")
+    env.say(f"--load_checkpoint auto: no whole checkpoint in {config.save_dir}; starting from {point.weights}")
     return point
 
 

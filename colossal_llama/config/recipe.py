@@ -13,14 +13,17 @@ from typing import Any, TypeVar
 
 from colossal_llama.config.cli import flag, values_from_mapping
 from colossal_llama.config.io import read_yaml_mapping
-from colossal_llama.config.train import TrainConfig
+from colossal_llama.config.train import AUTO, TrainConfig
 from colossal_llama.errors import UserError
 
 C = TypeVar("C")
 
 MODEL_NAMES = ("tiny", "7b", "13b", "70b", "llama3-8b")
 
-SET_BY_PLAN = ("pretrained", "load_checkpoint", "save_dir", "tensorboard_dir", "config_file", "overwrite", "benchmark")
+SET_BY_PLAN = (
+    "pretrained", "load_checkpoint", "initial_weights", "save_dir", "tensorboard_dir", "config_file", "overwrite",
+    "benchmark",
+)  # fmt: skip
 """Flags of train.py that follow from a recipe and must not stand in a stage."""
 
 STAGE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -248,16 +251,18 @@ def _read_stage(
     return StageRecipe(name, train, given, settings.expected_tokens)
 
 
-def train_flags(stage: StageRecipe, load_checkpoint: str | None) -> list[str]:
+def train_flags(stage: StageRecipe, resume: bool) -> list[str]:
     """The command line of ``train.py`` for a stage: what the recipe gives and the folders that follow from it.
 
     Args:
         stage: the stage.
-        load_checkpoint: what the run starts from or resumes; None: ``--pretrained``.
+        resume: go on from the newest whole checkpoint, and start as a fresh run does if all are damaged.
     """
+    start = stage.settings.load_checkpoint
+    starting = {"load_checkpoint": AUTO, "initial_weights": start} if resume else {"load_checkpoint": start}
+    values_by_name = {name: getattr(stage.settings, name) for name in stage.given} | starting
     arguments: list[str] = []
-    for name in stage.given:
-        value = load_checkpoint if name == "load_checkpoint" else getattr(stage.settings, name)
+    for name, value in values_by_name.items():
         if value is None:
             continue
         values = value if isinstance(value, list) else [value]

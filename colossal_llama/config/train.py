@@ -27,7 +27,12 @@ class TrainConfig:
     load_checkpoint: str | None = flag(
         None,
         help="a checkpoint folder: resume everything; its modeling folder: start from these weights; auto: resume the "
-        "newest whole checkpoint of --save_dir, or start from --pretrained",
+        "newest whole checkpoint of --save_dir, or start from --initial_weights",
+    )
+    initial_weights: str | None = flag(
+        None,
+        help="with --load_checkpoint auto: modeling folder that the run starts from while there is no checkpoint; "
+        "unset: --pretrained",
     )
     save_interval: int = flag(1000, help="optimizer steps between checkpoints; 0: only at the ends of epochs")
     save_dir: str = flag("checkpoint_dir", help="folder of the checkpoints and of the final modeling folder")
@@ -154,6 +159,11 @@ class TrainConfig:
             raise UserError(f"--keep_every {self.keep_every} needs --keep_last: without it, no checkpoint is deleted")
         if self.overwrite and self.load_checkpoint == AUTO:
             raise UserError("--overwrite starts from scratch and --load_checkpoint auto goes on: give one of them")
+        if self.initial_weights is not None and self.load_checkpoint != AUTO:
+            raise UserError(
+                "--initial_weights goes with --load_checkpoint auto; to start from weights alone, give their folder to "
+                "--load_checkpoint"
+            )
         if not self.dataset and not self.benchmark:
             raise UserError("--dataset is required: name the part folders that prepare_pretrain_dataset.py wrote")
         if self.plugin != "3d":

@@ -116,7 +116,7 @@ def _forecast(
         missing.append(f"launcher: hostfile {plan.missing_hostfile}: no such file")
     return Forecast(
         stage=stage.name,
-        command=[*command, *(shlex.quote(flag) for flag in train_flags(stage, settings.load_checkpoint))],
+        command=[*command, *(shlex.quote(flag) for flag in train_flags(stage, resume=False))],
         missing=missing,
         model=source or None,
         memory=memory,

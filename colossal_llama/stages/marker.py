@@ -18,9 +18,9 @@ from colossal_llama.errors import UserError
 MARKER_FILE = "stage.json"
 
 FREE_SETTINGS = (
-    "pretrained", "dataset", "load_checkpoint", "save_dir", "tensorboard_dir", "config_file", "save_interval",
-    "skip_save_each_epoch", "keep_last", "keep_every", "async_save", "overwrite", "benchmark", "num_samples",
-    "eval_interval", "eval_dataset", "eval_rows", "peak_tflops",
+    "pretrained", "dataset", "load_checkpoint", "initial_weights", "save_dir", "tensorboard_dir", "config_file",
+    "save_interval", "skip_save_each_epoch", "keep_last", "keep_every", "async_save", "overwrite", "benchmark",
+    "num_samples", "eval_interval", "eval_dataset", "eval_rows", "peak_tflops",
 )  # fmt: skip
 """Flags that may change without the stage becoming another one: where things lie (their content is compared instead)
 and what is saved, evaluated and reported, and when."""

@@ -119,13 +119,12 @@ class PlanRunner:
         return None
 
     def _train(self, stage: StageRecipe, folder: Path) -> None:
-        checkpoints = existing_checkpoints(folder)
-        resumed = str(checkpoints[-1]) if checkpoints else None
+        resumed = bool(existing_checkpoints(folder))
         launcher = self._plan.launcher
-        flags = train_flags(stage, resumed or stage.settings.load_checkpoint)
+        flags = train_flags(stage, resumed)
         command = launcher.command(str(TRAIN_SCRIPT), flags)
         log = folder / LOG_FILE
-        print(f"== stage {stage.name}: {f'goes on from {resumed}' if resumed else 'starts'}", flush=True)
+        print(f"== stage {stage.name}: {'goes on' if resumed else 'starts'}", flush=True)
         print("$ " + shlex.join(command), flush=True)
         started, log_start = time.perf_counter(), log.stat().st_size if log.exists() else 0
         environment = command_environment(training_environment(launcher.nproc_per_node))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,6 +60,16 @@ def terminate_at_first_checkpoint(folder: Path, log: Path, stage: str) -> tuple[
         process.terminate()
 
 
+def damage_a_copy_of_the_newest_checkpoint(folder: Path) -> None:
+    """Leave what a failing disk leaves: a checkpoint newer than all others with a byte flipped in its weights."""
+    newest = max(folder.glob("epoch-0_step-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    copy = shutil.copytree(newest, newest.with_name("epoch-0_step-99"))
+    weights = next((copy / "modeling").glob("*.safetensors"))
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """The folder that the recipe ran in, and what the failing, the killed and the finishing run printed."""
@@ -75,6 +86,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     code, family = terminate_at_first_checkpoint(folder, folder / "killed.log", "stage2")
     assert code == 128 + signal.SIGTERM
     assert not [member for member in family if member.is_running() and member.status() != psutil.STATUS_ZOMBIE]
+    damage_a_copy_of_the_newest_checkpoint(folder / "work" / "stage2")
     code, finished = run_to_end(folder, folder / "finished.log")
     assert code == 0, finished[-4000:]
     killed = (folder / "killed.log").read_text(encoding="utf-8", errors="replace")
@@ -93,6 +105,7 @@ def test_a_killed_stage_goes_on_from_its_checkpoint(runs: tuple[Path, dict[str, 
     folder, printed = runs
     assert "== stage stage2: stopped by signal 15" in printed["killed"]
     assert "== stage stage1: done before" in printed["finished"]
+    assert re.search(r"^skipped work/stage2/epoch-0_step-99: damaged, modeling/", printed["finished"], re.M)
     (steps,) = re.findall(r"^resumed work/stage2/epoch-0_step-\d+: epoch 0, (\d+) steps", printed["finished"], re.M)
     assert 0 < int(steps) < 30
     lines = (folder / "work" / "stage2" / "logs" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

@@ -123,6 +123,7 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--dataset": ([],),
         "--plugin": ("gemini",),
         "--load_checkpoint": (None,),
+        "--initial_weights": (None,),
         "--save_interval": (1000,),
         "--save_dir": ("checkpoint_dir",),
         "--keep_last": (0,),

@@ -49,10 +49,13 @@ def test_stages_are_chained_and_resolved(tmp_path: Path) -> None:
 
 def test_the_command_line_gives_the_settings_back(tmp_path: Path) -> None:
     for stage in read_recipe(recipe_with(tmp_path)).stages:
-        flags = train_flags(stage, stage.settings.load_checkpoint)
+        flags = train_flags(stage, resume=False)
         assert parse_config(TrainConfig, flags, "") == stage.settings
-    assert train_flags(stage, "there")[-1] != "there"
-    assert "--load_checkpoint there" in " ".join(train_flags(stage, "there"))
+    one, two = read_recipe(recipe_with(tmp_path)).stages
+    resumed = parse_config(TrainConfig, train_flags(two, resume=True), "")
+    assert (resumed.load_checkpoint, resumed.initial_weights) == ("auto", "out/one/modeling")
+    resumed = parse_config(TrainConfig, train_flags(one, resume=True), "")
+    assert (resumed.load_checkpoint, resumed.initial_weights) == ("auto", None)
 
 
 @pytest.mark.parametrize(
