@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import shlex
 import signal
@@ -31,6 +32,9 @@ HOST_ALLOCATOR = {
 """Settings of glibc's malloc that keep freed memory and use huge pages. Without them every step on a CPU returns the
 gradients' memory to the kernel and faults it in again: 110,000 page faults a step of SmolLM2-135M, none with them,
 and the backward pass took 3.4 instead of 2.9 seconds. Other C libraries ignore them."""
+
+PORTS = (15_000, 32_000)
+"""Below Linux's default ip_local_port_range, and above what services are usually given."""
 
 SECONDS_TO_END = 60.0
 """What a training gets after a signal: torchrun waits 30 seconds for its processes, then kills them."""
@@ -87,10 +91,15 @@ class Launcher:
 
 
 def free_port() -> int:
-    """A port that nothing on this machine listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nothing on this machine listens on.
+
+    Not one of those that the kernel hands out: an outgoing connection could get it before the rendezvous listens there.
+    """
+    while True:
+        port = random.SystemRandom().randrange(*PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def training_environment(processes: int) -> dict[str, str]:

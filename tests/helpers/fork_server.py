@@ -18,12 +18,13 @@ import json
 import os
 import pkgutil
 import signal
-import socket
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
+
+from colossal_llama.stages.launcher import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 POLL_SECONDS = 0.02
@@ -78,9 +79,7 @@ def run_rank(request: dict[str, Any], rank: int, port: int) -> NoReturn:
 
 def run(request: dict[str, Any]) -> int:
     """Fork the ranks and wait; when one fails the others are stopped, as torchrun does."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     waiting = set()
     for rank in range(request["processes"]):
         pid = os.fork()

@@ -38,7 +38,11 @@ class ForkServer:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        try:
+            answer = self._process.stdout.readline()
+        except BaseException:  # pytest-timeout's; the answer still to come would be taken for the next request's
+            self._process.kill()
+            raise
         assert answer, "the fork server died"
         return json.loads(answer)["returncode"]
 
