@@ -191,7 +191,7 @@ class Trainer:
             for bucket, rows in self._sampler.places(loaded.row_numbers).items()
         ]
         shown = "; ".join(
-            f"inspect_dataset.py --dataset {name} --row {' '.join(map(str, rows[:ROWS_NAMED]))}"
+            f"inspect_dataset.py {name} --row {' '.join(map(str, rows[:ROWS_NAMED]))}"
             + (f" (and {len(rows) - ROWS_NAMED} more)" if len(rows) > ROWS_NAMED else "")
             for name, rows in places
         )

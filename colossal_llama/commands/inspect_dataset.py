@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from colossal_llama.config.cli import parse_config
+from colossal_llama.config.cli import parse_config, with_leading_values
 from colossal_llama.config.inspect import InspectConfig
 from colossal_llama.errors import UserError, run_command
 
@@ -24,7 +24,8 @@ LEARNED, NOT_LEARNED, BOUNDARY, RESET = "\033[32m", "\033[90m", "\033[1;36m", "\
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; returns the exit code."""
-    return run_command(lambda: inspect_dataset(parse_config(InspectConfig, argv, DESCRIPTION)))
+    arguments = with_leading_values(argv, "--dataset")
+    return run_command(lambda: inspect_dataset(parse_config(InspectConfig, arguments, DESCRIPTION)))
 
 
 def inspect_dataset(config: InspectConfig) -> None:
@@ -59,7 +60,7 @@ def _load_tokenizer(config: InspectConfig, manifest: dict[str, Any]) -> PreTrain
     expected = manifest.get("tokenizer_fingerprint")
     if expected is not None and tokenizer_fingerprint(tokenizer) != expected:
         raise UserError(
-            f"--tokenizer_dir {config.tokenizer_dir}: --dataset was prepared with another tokenizer; give that one"
+            f"--tokenizer_dir {config.tokenizer_dir}: the dataset was prepared with another tokenizer; give that one"
         )
     return tokenizer
 

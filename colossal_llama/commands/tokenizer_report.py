@@ -1,14 +1,12 @@
 """Compare tokenizers on text."""
 
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from colossal_llama.config.cli import parse_config
+from colossal_llama.config.cli import parse_config, with_leading_values
 from colossal_llama.config.mining import TokenizerReportConfig
 from colossal_llama.errors import UserError, run_command
 
@@ -20,14 +18,8 @@ DESCRIPTION = "Compare tokenizers: tokens for the same text, byte fallback, roun
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``tokenizer_report.py``; returns the process's exit code."""
-    arguments = with_leading_tokenizers(sys.argv[1:] if argv is None else argv)
+    arguments = with_leading_values(argv, "--tokenizers")
     return run_command(lambda: tokenizer_report(parse_config(TokenizerReportConfig, arguments, DESCRIPTION)))
-
-
-def with_leading_tokenizers(argv: Sequence[str]) -> list[str]:
-    """The arguments with what stands before all flags as values of ``--tokenizers``."""
-    leading = list(takewhile(lambda argument: not argument.startswith("-"), argv))
-    return ["--tokenizers", *leading, *argv[len(leading) :]] if leading else list(argv)
 
 
 def tokenizer_report(config: TokenizerReportConfig) -> None:

@@ -7,6 +7,8 @@ so this module does it on argparse alone. Precedence: dataclass default < ``--co
 import argparse
 import dataclasses
 import difflib
+import itertools
+import sys
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -154,6 +156,13 @@ def values_from_mapping(config_class: type, mapping: Mapping[str, Any], source: 
             raise UserError(f"{source}: {key} must be one of {', '.join(choices)}, not {checked!r}")
         values[field.name] = checked
     return values
+
+
+def with_leading_values(argv: Sequence[str] | None, flag: str) -> list[str]:
+    """The arguments (None: the process's) with what stands before all flags as values of ``flag``."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    leading = list(itertools.takewhile(lambda argument: not argument.startswith("-"), arguments))
+    return [flag, *leading, *arguments[len(leading) :]] if leading else arguments
 
 
 def parse_config(config_class: type[C], argv: Sequence[str] | None, description: str) -> C:

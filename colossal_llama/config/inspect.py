@@ -10,7 +10,9 @@ from colossal_llama.errors import UserError
 class InspectConfig:
     """What to show of a prepared dataset."""
 
-    dataset: str = flag(help="folder of a prepared dataset: its arrow folder or one part of it")
+    dataset: str = flag(
+        help="folder of a prepared dataset: its arrow folder or one part of it; may stand first, without the flag"
+    )
     tokenizer_dir: str | None = flag(None, help="the tokenizer it was prepared with; without it rows show as ids")
     row: list[int] = flag([0], help="numbers of the rows to show, counted from 0 over all parts")
     color: str = flag(

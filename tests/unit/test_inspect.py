@@ -43,7 +43,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shown(prepared: Path, capsys: pytest.CaptureFixture[str], *more: str) -> str:
     capsys.readouterr()
-    code = main(["--dataset", str(prepared / "out/arrow"), "--tokenizer_dir", str(prepared / "tokenizer"), *more])
+    code = main([str(prepared / "out/arrow"), "--tokenizer_dir", str(prepared / "tokenizer"), *more])
     captured = capsys.readouterr()
     assert code == 0, captured.err
     return captured.out
@@ -86,7 +86,7 @@ def test_auto_means_a_terminal_without_no_color(monkeypatch: pytest.MonkeyPatch)
 
 def test_without_a_tokenizer_rows_show_as_ids(prepared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     row = PackedDataset([prepared / "out/arrow"])[1]
-    assert main(["--dataset", str(prepared / "out/arrow"), "--row", "1"]) == 0
+    assert main([str(prepared / "out/arrow"), "--row", "1"]) == 0
     out = capsys.readouterr().out.split("===== row 1")[1].split("\n", 1)[1].split("\n\n")[0]
     lines = [line for line in out.split("\n") if not line.startswith("-----")]
     numbers = [int(text) for text in re.findall(r"\d+", " ".join(lines))]
@@ -100,7 +100,7 @@ def test_a_part_and_a_dataset_of_another_program(
     assert main(["--dataset", str(part)]) == 0
     assert "kind: pretrain" in capsys.readouterr().out
     save_rows(tmp_path, 3)
-    assert main(["--dataset", str(tmp_path / "part-00000"), "--row", "0", "2"]) == 0
+    assert main([str(tmp_path / "part-00000"), "--row", "0", "2"]) == 0
     out = capsys.readouterr().out
     assert "no manifest.json" in out
     assert out.count("----- document 1 of 1: no category") == 2
@@ -111,20 +111,24 @@ def test_a_part_and_a_dataset_of_another_program(
     [
         (["--row", "100000"], "--row 100000: the dataset has "),
         (["--row", "-1"], "--row -1: must be at least 0"),
-        (["--dataset", "gone"], "--dataset gone: no such folder"),
         (["--tokenizer_dir", "gone"], "--tokenizer_dir gone: no such folder"),
     ],
 )
 def test_wrong_flags(prepared: Path, capsys: pytest.CaptureFixture[str], more: list[str], message: str) -> None:
-    assert main(["--dataset", str(prepared / "out/arrow"), *more]) == 2
+    assert main([str(prepared / "out/arrow"), *more]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
+def test_no_folder(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gone"]) == 2
+    assert "--dataset gone: no such folder" in capsys.readouterr().err
+
+
 def test_another_tokenizer_is_refused(prepared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_tiny_tokenizer(tmp_path, 600)
-    assert main(["--dataset", str(prepared / "out/arrow"), "--tokenizer_dir", str(tmp_path)]) == 2
+    assert main([str(prepared / "out/arrow"), "--tokenizer_dir", str(tmp_path)]) == 2
     assert "prepared with another tokenizer" in capsys.readouterr().err
 
 
