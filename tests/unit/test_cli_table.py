@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from colossal_llama.config.chat import ChatConfig
 from colossal_llama.config.cli import build_parser, parse_config
 from colossal_llama.config.inference import InferenceConfig
 from colossal_llama.config.inspect import InspectConfig
@@ -184,8 +185,31 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
     InferenceConfig: {
         "--model_path": (REQUIRED,),
         "--input_txt": ("明月松间照，",),
+        "--input_file": (None,),
+        "--output_file": (None,),
+        "--batch_size": (8,),
         "--prompt_style": ("sft",),
         "--device": ("cuda:0",),
+        "--dtype": ("auto",),
+        "--base_model_path": (None,),
+        "--max_new_tokens": (512,),
+        "--do_sample": (True,),
+        "--temperature": (0.3,),
+        "--top_k": (50,),
+        "--top_p": (0.95,),
+        "--num_beams": (1,),
+        "--seed": (42,),
+        "--overwrite": (False,),
+    },
+    ChatConfig: {
+        "model_path": (REQUIRED,),
+        "--web": (False,),
+        "--host": ("127.0.0.1",),
+        "--port": (None,),
+        "--system": ("",),
+        "--device": ("auto",),
+        "--dtype": ("auto",),
+        "--base_model_path": (None,),
         "--max_new_tokens": (512,),
         "--do_sample": (True,),
         "--temperature": (0.3,),
@@ -227,6 +251,7 @@ CHOICES = {
     "--on_nan": {"stop", "skip"},
     "--document_mask": {"auto", "on", "off"},
     "--prompt_style": {"sft", "pretrained"},
+    "--dtype": {"auto", "fp32", "bf16", "fp16"},
     "--color": {"auto", "always", "never"},
     "--long_documents": {"split", "truncate", "sample"},
     "--packing": {"best_fit", "concat", "none"},
