@@ -48,7 +48,7 @@ class StreamingGenerator:
         Args:
             prompt: token ids, at least one.
             settings: how tokens are chosen.
-            stop: ends the answer behind the token that is being computed. Closing the iterator does the same.
+            stop: ends the answer behind the last token that was handed out. Closing the iterator does the same.
 
         Raises:
             UserError: the memory of the device is exhausted.
@@ -59,7 +59,8 @@ class StreamingGenerator:
         thread = threading.Thread(target=self._run, args=(list(prompt), settings, criteria, tokens), daemon=True)
         thread.start()
         try:
-            while (item := tokens.get()) is not None:
+            # The thread may have written on while the caller showed what came before.
+            while (item := tokens.get()) is not None and not stop.is_set():
                 if isinstance(item, torch.cuda.OutOfMemoryError):
                     raise UserError("the GPU's memory is exhausted; start anew with a shorter conversation") from item
                 if isinstance(item, BaseException):

@@ -77,7 +77,7 @@ def serve(blocks: gr.Blocks, listener: socket.socket, host: str) -> None:
     import uvicorn
 
     server = uvicorn.Server(
-        uvicorn.Config(web_application(blocks, host), log_level="error", timeout_graceful_shutdown=1)
+        uvicorn.Config(web_application(blocks, host), log_level="critical", timeout_graceful_shutdown=1)
     )
     with suppress(KeyboardInterrupt):
         server.run(sockets=[listener])

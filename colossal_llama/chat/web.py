@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Iterable, Iterator
 from typing import Any
+
+import gradio as gr
 
 from colossal_llama.chat.files import conversation_line
 from colossal_llama.chat.rooms import Rooms
 from colossal_llama.chat.session import describe_dropped
 from colossal_llama.errors import UserError
 from colossal_llama.generation.settings import SamplingSettings
-
-# Before Gradio is imported, which reads them then.
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-os.environ["HF_HUB_OFFLINE"] = "1"
-
-import gradio as gr
 
 ONE_MODEL = "model"
 """Events with this ``concurrency_id`` wait for each other: the model writes one answer at a time."""
@@ -28,8 +25,8 @@ SYSTEM_MONO_FONTS = ("ui-monospace", "monospace")
 
 STYLE = """
 footer { display: none !important; }
-.gradio-container { max-width: 1200px !important; margin: 0 auto !important; }
-#answer_box { min-height: 320px; }
+.gradio-container { width: 100% !important; max-width: 1280px !important; margin: 0 auto !important; }
+#conversation { height: calc(100vh - 150px) !important; min-height: 300px; }
 """
 
 DOWNLOAD = """(text) => {
@@ -40,6 +37,9 @@ DOWNLOAD = """(text) => {
     setTimeout(() => URL.revokeObjectURL(link.href), 1000);
     return text;
 }"""
+
+SHOW_EVERY_SECONDS = 0.05
+"""A browser that is sent every token of a fast model falls behind."""
 
 Messages = list[dict[str, str]]
 
@@ -90,10 +90,8 @@ class ChatPage:
         if answer.dropped_turns:
             gr.Info(describe_dropped(answer.dropped_turns))
         shown = [*visible(session.messages), {"role": "user", "content": question}]
-        text = ""
         yield shown, ""
-        for piece in answer:
-            text += piece
+        for text in paced(answer):
             yield [*shown, {"role": "assistant", "content": text}], gr.skip()
         yield visible(session.messages), gr.skip()
 
@@ -124,8 +122,20 @@ class ChatPage:
             gr.Slider(0.05, 2.0, start.temperature, step=0.05, label="Temperature"),
             gr.Slider(0.05, 1.0, start.top_p, step=0.05, label="Top p"),
             gr.Slider(0, 200, start.top_k, step=1, label="Top k", info="0: no limit"),
-            gr.Slider(1, longest, start.max_new_tokens, step=1, label="Longest answer in tokens"),
+            gr.Slider(1, longest, start.max_new_tokens, step=1, label="Max new tokens"),
         ]
+
+
+def paced(pieces: Iterable[str], seconds: float = SHOW_EVERY_SECONDS) -> Iterator[str]:
+    """The growing text of ``pieces``, at most once in so many seconds; what is left at the end is not shown."""
+    text = ""
+    shown = -math.inf
+    for piece in pieces:
+        text += piece
+        now = time.monotonic()
+        if now - shown >= seconds:
+            shown = now
+            yield text
 
 
 def visible(messages: Messages) -> Messages:
@@ -144,14 +154,14 @@ def build_page(rooms: Rooms, title: str, defaults: SamplingSettings, system: str
     """
     page = ChatPage(rooms, defaults)
     look = page_look() if GRADIO_MAJOR < 6 else {}
-    with gr.Blocks(title=f"Chat: {title}", analytics_enabled=False, fill_height=True, **look) as blocks:
+    with gr.Blocks(title=f"Chat: {title}", analytics_enabled=False, fill_width=True, **look) as blocks:
         gr.Markdown(f"### {title}")
         with gr.Row(equal_height=False):
             with gr.Column(scale=3):
                 conversation = _conversation_view()
                 with gr.Row(equal_height=True):
                     box = gr.Textbox(
-                        placeholder="Message (Enter sends, Shift+Enter starts a new line)",
+                        placeholder="Message (Enter sends, Shift+Enter: new line)",
                         show_label=False,
                         container=False,
                         max_lines=8,
@@ -164,11 +174,14 @@ def build_page(rooms: Rooms, title: str, defaults: SamplingSettings, system: str
                 prompt = gr.Textbox(system, label="System message", lines=2, max_lines=8)
                 controls = page.settings_controls()
                 with gr.Row():
-                    clear = gr.Button("Clear", min_width=90)
-                    export = gr.Button("Save as JSON", min_width=90)
+                    clear = gr.Button("New chat", min_width=90)
+                    export = gr.Button("Export", min_width=90)
                 file = gr.Textbox(visible=False)
         _connect_answers(page, conversation, box, send, stop, [prompt, *controls])
-        clear.click(page.stop, queue=False).then(page.clear, outputs=conversation, concurrency_id=ONE_MODEL)
+        # The view brings a button of its own, which would empty only the view.
+        gr.on([clear.click, conversation.clear], page.stop, queue=False).then(
+            page.clear, outputs=conversation, concurrency_id=ONE_MODEL
+        )
         export.click(page.export, outputs=file, queue=False).then(None, file, file, js=DOWNLOAD)
         blocks.unload(page.leave)
     return blocks
@@ -208,5 +221,8 @@ def _connect_answers(
 
 
 def _conversation_view() -> gr.Chatbot:
-    options: dict[str, Any] = {"type": "messages"} if GRADIO_MAJOR < 6 else {}
-    return gr.Chatbot(show_label=False, height="70vh", elem_id="answer_box", **options)
+    # Without the button that would send the conversation to a web site.
+    options: dict[str, Any] = {"buttons": ["copy", "copy_all"]}
+    if GRADIO_MAJOR < 6:
+        options = {"type": "messages", "show_share_button": False, "show_copy_button": True}
+    return gr.Chatbot(show_label=False, elem_id="conversation", placeholder="Ask the model something.", **options)

@@ -50,9 +50,10 @@ def chat_in_browser(config: ChatConfig) -> None:
     Raises:
         UserError: Gradio is not installed, or the port cannot be had; both before the model is loaded.
     """
+    from colossal_llama.chat.gradio_setup import prepare_gradio
     from colossal_llama.chat.server import is_local, open_port, serve, url_of
 
-    require_gradio()
+    prepare_gradio()
     listener = open_port(config.host, config.port)
     new_session = load_sessions(config)
     from colossal_llama.chat.rooms import Rooms
@@ -90,15 +91,3 @@ def load_sessions(config: ChatConfig) -> Callable[[], ChatSession]:
     dtype = str(model.dtype).removeprefix("torch.")
     print(f"{config.model_path} on {device} in {dtype}", file=sys.stderr, flush=True)
     return lambda: ChatSession(model, tokenizer, settings, config.system)
-
-
-def require_gradio() -> None:
-    """Refuse to go on without Gradio.
-
-    Raises:
-        UserError: says how to install it.
-    """
-    import importlib.util
-
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError("--web needs Gradio; run: pip install '.[chat]'")
