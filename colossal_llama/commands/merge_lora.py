@@ -10,7 +10,8 @@ from colossal_llama.atomic import atomic_directory, refuse_existing
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.merge_lora import MergeLoraConfig
 from colossal_llama.errors import run_command
-from colossal_llama.model.adapters import find_base, load_companion_tokenizer
+from colossal_llama.generation.loading import load_companion_tokenizer
+from colossal_llama.model.adapters import find_base
 
 DESCRIPTION = "Merge LoRA adapters into the model they were trained on: a plain folder for transformers."
 

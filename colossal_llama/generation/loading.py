@@ -92,7 +92,7 @@ def _load_with_base(
 ) -> tuple[Any, Any]:
     from transformers import GenerationConfig
 
-    from colossal_llama.model.adapters import find_base, load_companion_tokenizer
+    from colossal_llama.model.adapters import find_base
     from colossal_llama.model.base_fingerprint import check_base
     from colossal_llama.model.loader import check_vocabulary, load_model, read_model_config
     from colossal_llama.model.lora import merge_adapter
@@ -106,3 +106,21 @@ def _load_with_base(
     if (adapter / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(str(adapter), local_files_only=True)
     return model, tokenizer
+
+
+def load_companion_tokenizer(adapter: Path, base: Path, flag: str) -> Any:
+    """The tokenizer beside the adapters, else that of the base.
+
+    Args:
+        adapter: folder of the adapters.
+        base: folder of their base model.
+        flag: the flag that named the adapters, for messages.
+
+    Raises:
+        UserError: neither folder holds one.
+    """
+    from colossal_llama.tokenizer.loading import load_tokenizer
+
+    if (adapter / "tokenizer_config.json").is_file():
+        return load_tokenizer(adapter, flag)
+    return load_tokenizer(base, "--base_model_path")

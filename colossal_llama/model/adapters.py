@@ -1,16 +1,12 @@
-"""LoRA adapters on disk: the base model they belong to and the tokenizer beside them."""
+"""LoRA adapters on disk, and the base model that they belong to."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from colossal_llama.errors import UserError
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def find_base(adapter: Path, flag: str, base_model_path: str | None) -> Path:
@@ -36,21 +32,3 @@ def find_base(adapter: Path, flag: str, base_model_path: str | None) -> Path:
         where = "--base_model_path" if base_model_path else f"{path}: base_model_name_or_path"
         raise UserError(f"{where} {base}: no model folder; name the base model with --base_model_path")
     return base
-
-
-def load_companion_tokenizer(adapter: Path, base: Path, flag: str) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the adapters, else that of the base.
-
-    Args:
-        adapter: folder of the adapters.
-        base: folder of their base model.
-        flag: the flag that named the adapters, for messages.
-
-    Raises:
-        UserError: neither folder holds one.
-    """
-    from colossal_llama.tokenizer.loading import load_tokenizer
-
-    if (adapter / "tokenizer_config.json").is_file():
-        return load_tokenizer(adapter, flag)
-    return load_tokenizer(base, "--base_model_path")
