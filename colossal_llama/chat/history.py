@@ -53,9 +53,9 @@ def _end_of_same_text(tokenizer: Any, prompt: Sequence[int], answer: WrittenAnsw
     if tuple(prompt[start : start + length]) == answer.ids:
         return start + length
     text = _decode(tokenizer, answer.ids)
-    first = bisect_left(
-        range(start, len(prompt) + 1), len(text), key=lambda end: len(_decode(tokenizer, prompt[start:end]))
-    )
+    longest = start + len(text.encode()) + SEARCH_WIDTH  # no token is shorter than a byte
+    ends = range(start, min(longest, len(prompt)) + 1)
+    first = bisect_left(ends, len(text), key=lambda end: len(_decode(tokenizer, prompt[start:end])))
     # From the right: a replacement character's first byte alone is decoded as one, too.
     for end in reversed(range(start + first, min(start + first + SEARCH_WIDTH, len(prompt)) + 1)):
         if _decode(tokenizer, prompt[start:end]) == text:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import gradio as gr
@@ -126,13 +126,15 @@ class ChatPage:
         ]
 
 
-def paced(pieces: Iterable[str], seconds: float = SHOW_EVERY_SECONDS) -> Iterator[str]:
+def paced(
+    pieces: Iterable[str], seconds: float = SHOW_EVERY_SECONDS, clock: Callable[[], float] = time.monotonic
+) -> Iterator[str]:
     """The growing text of ``pieces``, at most once in so many seconds; what is left at the end is not shown."""
     text = ""
     shown = -math.inf
     for piece in pieces:
         text += piece
-        now = time.monotonic()
+        now = clock()
         if now - shown >= seconds:
             shown = now
             yield text

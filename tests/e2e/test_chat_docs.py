@@ -57,7 +57,7 @@ def run_python(script: str, flags: Sequence[str], monkeypatch: pytest.MonkeyPatc
     elif script in MAINS:
         assert MAINS[script](flags) == 0
     else:
-        shorter = ["--turns", "2", "--answer_tokens", "3", "--repeat", "1"]
+        shorter = ["--turns", "2", "--answer_tokens", "3", "--repeat", "1", "--first_turns", "1"]
         monkeypatch.setattr(sys, "argv", [script, *flags, *shorter])
         runpy.run_path(str(ROOT / script), run_name="__main__")
 

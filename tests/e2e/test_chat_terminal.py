@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
-import signal
+import select
 import subprocess
 import sys
-from collections.abc import Iterator
+import termios
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from colossal_llama.chat.terminal import PROMPT
 from colossal_llama.commands.chat import main
 from tests.helpers.chat_model import save_chat_model
 
 ROOT = Path(__file__).resolve().parents[2]
-ENDLESS = ("--do_sample", "false", "--max_new_tokens", "90000")
+GREEDY = ("--do_sample", "false")
+ENDLESS = (*GREEDY, "--max_new_tokens", "90000")
 
 
 @pytest.fixture(scope="module")
@@ -24,43 +29,82 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_chat_model(tmp_path_factory.mktemp("chat") / "model")
 
 
+class Terminal:
+    """A program on a pseudo terminal, and all that it has written there."""
+
+    def __init__(self, command: list[str], folder: Path) -> None:
+        self._end, other_end = os.openpty()
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "TERM": "dumb"},
+            stdin=other_end,
+            stdout=other_end,
+            stderr=other_end,
+            preexec_fn=self._own_the_terminal,
+        )
+        os.close(other_end)
+        self.screen = ""
+
+    @staticmethod
+    def _own_the_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # so that Ctrl-C becomes a signal
+
+    def type(self, text: str) -> None:
+        os.write(self._end, text.encode())
+
+    def wait_for(self, done: Callable[[str], bool], seconds: float = 120) -> None:
+        """Read what the program writes until ``done`` says that the screen shows enough."""
+        deadline = time.monotonic() + seconds
+        while not done(self.screen):
+            ready, _, _ = select.select([self._end], [], [], deadline - time.monotonic())
+            assert ready, self.screen
+            try:
+                self.screen += os.read(self._end, 65536).decode(errors="replace")
+            except OSError:  # the program has ended
+                assert done(self.screen), self.screen
+                return
+
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait(timeout=30)
+        os.close(self._end)
+
+
 @pytest.fixture
-def endless(model_dir: Path, tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A chat whose answers take minutes, with pipes for its three streams."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "scripts" / "chat.py"), str(model_dir), *ENDLESS, "--device", "cpu"],
-        cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+def terminal(model_dir: Path, tmp_path: Path) -> Iterator[Terminal]:
+    """A chat whose answers take minutes."""
+    script = str(ROOT / "scripts" / "chat.py")
+    opened = Terminal([sys.executable, script, str(model_dir), *ENDLESS, "--device", "cpu"], tmp_path)
     try:
-        yield process
+        yield opened
     finally:
-        process.kill()
-        process.wait(timeout=30)
+        opened.close()
 
 
-def test_ctrl_c_ends_the_answer_and_not_the_program(endless: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    assert endless.stdin is not None
-    assert endless.stdout is not None
-    endless.stdin.write(b"Tell me all.\n")
-    endless.stdin.flush()
-    shown = endless.stdout.read(40)
-    endless.send_signal(signal.SIGINT)
-    rest, errors = endless.communicate(b"/save talk.json\n/nonsense\n", timeout=120)
-    assert endless.returncode == 0, errors.decode()
+def test_ctrl_c_ends_the_answer_and_not_the_program(terminal: Terminal, tmp_path: Path) -> None:
+    terminal.wait_for(lambda screen: screen.count(PROMPT) == 1)
+    terminal.type("Tell me all.\n")
+    written = len(terminal.screen) + 100
+    terminal.wait_for(lambda screen: len(screen) > written)
+    terminal.type("\x03")
+    terminal.wait_for(lambda screen: screen.count(PROMPT) == 2)
+    terminal.type("half a line\x03")
+    terminal.wait_for(lambda screen: "/exit or Ctrl-D leaves." in screen.split(PROMPT)[2])
+    terminal.type("/save talk.json\n")
+    terminal.wait_for(lambda screen: screen.count(PROMPT) == 4)
+    terminal.type("\x04")
+    assert terminal.process.wait(timeout=60) == 0
     messages = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant"]
-    assert len(messages[1]["content"]) < 200_000
-    assert (shown + rest).count(b"\n") >= 1
-    assert b"error: /nonsense: no such command; /help lists them" in errors
-    assert b"Traceback" not in errors
+    assert messages[0]["content"] == "Tell me all."
+    assert 0 < len(messages[1]["content"]) < 200_000
+    assert "Traceback" not in terminal.screen
 
 
 def run(
-    model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], text: str, *flags: str
 ) -> tuple[str, str]:
     """What a chat with these lines as its input prints and reports."""
     read, write = os.pipe()
@@ -68,7 +112,7 @@ def run(
     os.close(write)
     with os.fdopen(read, encoding="utf-8") as stdin:
         monkeypatch.setattr(sys, "stdin", stdin)
-        assert main([str(model_dir), "--device", "cpu", "--do_sample", "false", "--max_new_tokens", "8"]) == 0
+        assert main([str(model_dir), "--device", "cpu", "--max_new_tokens", "8", *(flags or GREEDY)]) == 0
     printed = capsys.readouterr()
     return printed.out, printed.err
 
@@ -119,3 +163,11 @@ def test_a_full_context_is_reported(
     assert "(the oldest question and its answer were dropped: the conversation is longer" in err
     assert "error: the message makes a prompt of" in err
     assert len(out.splitlines()) >= 6
+
+
+def test_the_seed_gives_the_same_chat_again(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--temperature", "5", "--top_k", "0", "--top_p", "1", "--seed")
+    chats = [run(model_dir, monkeypatch, capsys, "Who?\nWho?\n", *flags, seed)[0] for seed in ("1", "1", "2")]
+    assert chats[0] == chats[1] != chats[2]
