@@ -30,7 +30,7 @@ class StreamingGenerator:
         model: a causal LM of transformers in evaluation mode.
         tokenizer: its tokenizer.
         keep_cache: False computes every prompt from its start. So it is, too, for models whose cache cannot be cut:
-            those with a state instead of keys and values (Mamba), or with a cache of their own (Gemma 2).
+            those with a state instead of keys and values (Mamba), or with a cache of their own (Gemma 2, GPT-2).
     """
 
     def __init__(self, model: Any, tokenizer: Any, keep_cache: bool = True) -> None:

@@ -96,6 +96,7 @@ def _load_with_base(
     from colossal_llama.model.base_fingerprint import check_base
     from colossal_llama.model.loader import check_vocabulary, load_model, read_model_config
     from colossal_llama.model.lora import merge_adapter
+    from colossal_llama.quiet import quiet_transformers
 
     base = find_base(adapter, flag, base_model_path)
     check_base(adapter, base, "--base_model_path")
@@ -104,7 +105,8 @@ def _load_with_base(
     model = load_model(base, "--base_model_path", choose_precision(device, precision), "sdpa")
     model = merge_adapter(model, adapter, flag)
     if (adapter / "generation_config.json").is_file():
-        model.generation_config = GenerationConfig.from_pretrained(str(adapter), local_files_only=True)
+        with quiet_transformers():  # published ones contradict themselves
+            model.generation_config = GenerationConfig.from_pretrained(str(adapter), local_files_only=True)
     return model, tokenizer
 
 

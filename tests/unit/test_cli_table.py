@@ -440,6 +440,30 @@ def test_flags_that_exclude_each_other_are_refused(flags: tuple[str, ...], messa
         train_config(*flags)
 
 
+@pytest.mark.parametrize(
+    ("words", "web"),
+    [
+        ("m --web", True),
+        ("--web m", True),
+        ("--web m --port 7000", True),
+        ("--web true m", True),
+        ("--web=false m", False),
+        ("m --web off", False),
+        ("--do_sample m", False),
+        ("--seed 1 m", False),
+    ],
+)
+def test_a_switch_leaves_the_argument_behind_it_alone(words: str, web: bool) -> None:
+    config = parse_config(ChatConfig, words.split(), "")
+    assert (config.model_path, config.web) == ("m", web)
+
+
+def test_a_missing_argument_is_named() -> None:
+    for words in ([], ["--web"]):
+        with pytest.raises(UserError, match="MODEL_PATH"):
+            parse_config(ChatConfig, words, "")
+
+
 def table_of_flags() -> str:
     """The table in docs/training.md, from the live configuration."""
     lines = ["| flag | default | meaning |", "|---|---|---|"]
