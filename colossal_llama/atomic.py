@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from colossal_llama.errors import UserError
 
@@ -84,6 +85,28 @@ def _open_to_readers(folder: Path) -> None:
     """Give weights the permissions of any new file: safetensors 0.8 leaves them readable for their owner only."""
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o666 & ~_UMASK)
+
+
+@contextmanager
+def atomic_file(target: Path) -> Iterator[TextIO]:
+    """Yield a text file (UTF-8) that becomes ``target`` on success and vanishes on any error; parents are made.
+
+    An older ``target`` is replaced only after the new one is complete.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
+    scratch = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with scratch.open("w", encoding="utf-8", newline="\n") as file:
+            yield file
+        scratch.replace(target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 def publish_directory(scratch: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/venv.sh
 
 install_for_tests
+install_chromium
 export PATH="$PWD/.venv/bin:$PATH"
 
 pytest_arguments=()

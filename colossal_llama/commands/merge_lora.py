@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from colossal_llama.atomic import atomic_directory, refuse_existing
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.merge_lora import MergeLoraConfig
-from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE
-from colossal_llama.errors import UserError, run_command
+from colossal_llama.errors import run_command
+from colossal_llama.generation.loading import load_companion_tokenizer
+from colossal_llama.model.adapters import find_base
 
 DESCRIPTION = "Merge LoRA adapters into the model they were trained on: a plain folder for transformers."
 
@@ -27,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def merge(config: MergeLoraConfig) -> None:
     """Write the merged model, in the dtype of the base, with tokenizer and generation configuration beside it."""
     adapter, output = Path(config.adapter_path), Path(config.output_path)
-    base = find_base(config, adapter)
+    base = find_base(adapter, "--adapter_path", config.base_model_path)
     refuse_existing(output, "--output_path", config.overwrite)
     from transformers import GenerationConfig
 
@@ -38,46 +37,13 @@ def merge(config: MergeLoraConfig) -> None:
 
     check_base(adapter, base, "--base_model_path")
     model = merge_adapter(load_causal_lm(base, "--base_model_path"), adapter, "--adapter_path")
-    tokenizer = load_companion_tokenizer(adapter, base)
+    tokenizer = load_companion_tokenizer(adapter, base, "--adapter_path")
     model.generation_config = GenerationConfig()
     with atomic_directory(output) as scratch, quiet_transformers():
         model.save_pretrained(str(scratch), safe_serialization=True)
         tokenizer.save_pretrained(str(scratch))
         copy_generation_config(adapter, base, scratch)
     print(f"merged {adapter} into {base}: {output} ({str(model.dtype).removeprefix('torch.')})", flush=True)
-
-
-def find_base(config: MergeLoraConfig, adapter: Path) -> Path:
-    """The base model's folder, from the flag or from what the adapters say.
-
-    Raises:
-        UserError: there are no adapters, or no base model where it should be.
-    """
-    path = adapter / ADAPTER_CONFIG_FILE
-    if not path.is_file():
-        raise UserError(f"--adapter_path {adapter}: no {ADAPTER_CONFIG_FILE} here; give a folder of LoRA adapters")
-    try:
-        named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); the file is damaged, copy the adapters again") from error
-    base = Path(config.base_model_path or named)
-    if not (base / CONFIG_FILE).is_file():
-        where = "--base_model_path" if config.base_model_path else f"{path}: base_model_name_or_path"
-        raise UserError(f"{where} {base}: no model folder; name the base model with --base_model_path")
-    return base
-
-
-def load_companion_tokenizer(adapter: Path, base: Path) -> Any:
-    """The tokenizer beside the adapters, else that of the base.
-
-    Raises:
-        UserError: neither folder holds one.
-    """
-    from colossal_llama.tokenizer.loading import load_tokenizer
-
-    if (adapter / "tokenizer_config.json").is_file():
-        return load_tokenizer(adapter, "--adapter_path")
-    return load_tokenizer(base, "--base_model_path")
 
 
 def copy_generation_config(adapter: Path, base: Path, folder: Path) -> None:

@@ -50,12 +50,12 @@ class _OneLineParser(argparse.ArgumentParser):
         raise UserError(f"{message} (see --help)")
 
 
+_BOOL_WORDS = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
+
+
 def _parse_bool(text: str) -> bool:
-    lowered = text.lower()
-    if lowered in ("true", "1", "yes", "on"):
-        return True
-    if lowered in ("false", "0", "no", "off"):
-        return False
+    if text.lower() in _BOOL_WORDS:
+        return _BOOL_WORDS[text.lower()]
     raise argparse.ArgumentTypeError(f"expected true or false, not {text!r}")
 
 
@@ -98,6 +98,7 @@ def build_parser(config_class: type, description: str) -> argparse.ArgumentParse
         if is_list:
             options["nargs"] = "+"
         if field.metadata["positional"]:
+            options["metavar"] = field.name.upper()
             parser.add_argument(options.pop("dest"), **options)
             continue
         parser.add_argument(f"--{field.name}", *field.metadata["aliases"], **options)
@@ -165,6 +166,26 @@ def with_leading_values(argv: Sequence[str] | None, flag: str) -> list[str]:
     return [flag, *leading, *arguments[len(leading) :]] if leading else arguments
 
 
+def _separate_switches(config_class: type, argv: Sequence[str]) -> list[str]:
+    """``argv`` with ``--switch=true`` for a switch in front of an argument without a flag, which is not its value."""
+    hints = typing.get_type_hints(config_class)
+    fields = dataclasses.fields(config_class)
+    if not any(field.metadata["positional"] for field in fields):
+        return list(argv)
+    switches = {
+        spelling
+        for field in fields
+        if _element_type(hints[field.name])[0] is bool
+        for spelling in (f"--{field.name}", *field.metadata["aliases"])
+    }
+    words = []
+    for position, word in enumerate(argv):
+        behind = argv[position + 1] if position + 1 < len(argv) else "--"
+        takes_it = behind.startswith("-") or behind.lower() in _BOOL_WORDS
+        words.append(word if word not in switches or takes_it else f"{word}=true")
+    return words
+
+
 def parse_config(config_class: type[C], argv: Sequence[str] | None, description: str) -> C:
     """Parse flags and the YAML file they name into a ``config_class``.
 
@@ -174,7 +195,8 @@ def parse_config(config_class: type[C], argv: Sequence[str] | None, description:
     """
     from colossal_llama.config.io import read_yaml_mapping
 
-    parsed = vars(build_parser(config_class, description).parse_args(argv))
+    words = _separate_switches(config_class, sys.argv[1:] if argv is None else argv)
+    parsed = vars(build_parser(config_class, description).parse_args(words))
     values: dict[str, Any] = {}
     config_file = parsed.pop("config", None)
     if config_file is not None:

@@ -88,8 +88,16 @@ def _load_with_adapter(folder: Path, flag: str, precision: str, attn_implementat
     return merge_adapter(model, folder, flag)
 
 
-def check_vocabulary(model_config: dict[str, Any], tokenizer_size: int, folder: Path) -> None:
+def check_vocabulary(
+    model_config: dict[str, Any], tokenizer_size: int, folder: Path, flag: str = "--pretrained"
+) -> None:
     """Refuse a tokenizer with ids beyond the model's embedding rows.
+
+    Args:
+        model_config: of :func:`read_model_config`.
+        tokenizer_size: number of tokens.
+        folder: where they come from, for messages.
+        flag: the flag that named it.
 
     Raises:
         UserError: says which command makes them fit.
@@ -97,6 +105,6 @@ def check_vocabulary(model_config: dict[str, Any], tokenizer_size: int, folder: 
     rows = int(model_config.get("vocab_size", 0))
     if tokenizer_size > rows:
         raise UserError(
-            f"--pretrained {folder}: the tokenizer has {tokenizer_size} tokens but the model only {rows} embedding "
+            f"{flag} {folder}: the tokenizer has {tokenizer_size} tokens but the model only {rows} embedding "
             "rows; widen the model with init_model.py first"
         )

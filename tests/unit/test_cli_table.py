@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from colossal_llama.config.chat import ChatConfig
 from colossal_llama.config.cli import build_parser, parse_config
 from colossal_llama.config.inference import InferenceConfig
 from colossal_llama.config.inspect import InspectConfig
@@ -185,8 +186,31 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
     InferenceConfig: {
         "--model_path": (REQUIRED,),
         "--input_txt": ("明月松间照，",),
+        "--input_file": (None,),
+        "--output_file": (None,),
+        "--batch_size": (8,),
         "--prompt_style": ("sft",),
         "--device": ("cuda:0",),
+        "--dtype": ("auto",),
+        "--base_model_path": (None,),
+        "--max_new_tokens": (512,),
+        "--do_sample": (True,),
+        "--temperature": (0.3,),
+        "--top_k": (50,),
+        "--top_p": (0.95,),
+        "--num_beams": (1,),
+        "--seed": (42,),
+        "--overwrite": (False,),
+    },
+    ChatConfig: {
+        "model_path": (REQUIRED,),
+        "--web": (False,),
+        "--host": ("127.0.0.1",),
+        "--port": (None,),
+        "--system": ("",),
+        "--device": ("auto",),
+        "--dtype": ("auto",),
+        "--base_model_path": (None,),
         "--max_new_tokens": (512,),
         "--do_sample": (True,),
         "--temperature": (0.3,),
@@ -228,6 +252,7 @@ CHOICES = {
     "--on_nan": {"stop", "skip"},
     "--document_mask": {"auto", "on", "off"},
     "--prompt_style": {"sft", "pretrained"},
+    "--dtype": {"auto", "fp32", "bf16", "fp16"},
     "--color": {"auto", "always", "never"},
     "--long_documents": {"split", "truncate", "sample"},
     "--packing": {"best_fit", "concat", "none"},
@@ -414,6 +439,30 @@ def test_values_that_cannot_work_are_refused_by_flag(flags: tuple[str, str]) -> 
 def test_flags_that_exclude_each_other_are_refused(flags: tuple[str, ...], message: str) -> None:
     with pytest.raises(UserError, match=message):
         train_config(*flags)
+
+
+@pytest.mark.parametrize(
+    ("words", "web"),
+    [
+        ("m --web", True),
+        ("--web m", True),
+        ("--web m --port 7000", True),
+        ("--web true m", True),
+        ("--web=false m", False),
+        ("m --web off", False),
+        ("--do_sample m", False),
+        ("--seed 1 m", False),
+    ],
+)
+def test_a_switch_leaves_the_argument_behind_it_alone(words: str, web: bool) -> None:
+    config = parse_config(ChatConfig, words.split(), "")
+    assert (config.model_path, config.web) == ("m", web)
+
+
+def test_a_missing_argument_is_named() -> None:
+    for words in ([], ["--web"]):
+        with pytest.raises(UserError, match="MODEL_PATH"):
+            parse_config(ChatConfig, words, "")
 
 
 def table_of_flags() -> str:

@@ -84,14 +84,33 @@ def parse_sharegpt(record: Record, options: FormatOptions = NO_OPTIONS) -> Conve
     return _parse_messages(record, _SHAREGPT)
 
 
+def parse_dialogue(record: Record) -> tuple[str | None, list[Message]]:
+    """System text and messages of ``{"messages": [...]}`` as :func:`parse_conversation` reads them, whoever is last.
+
+    Raises:
+        RecordError: as for :func:`parse_conversation`.
+    """
+    system, messages = _read_messages(record, _MESSAGES)
+    _check_alternation(record, messages, _first_number(system))
+    return system, messages
+
+
 def _parse_messages(record: Record, layout: _Layout) -> Conversation | Dropped:
+    system, messages = _read_messages(record, layout)
+    return conversation(record, system, messages, optional_string(record, "category"), _first_number(system))
+
+
+def _first_number(system: str | None) -> int:
+    return 1 if system is None else 2
+
+
+def _read_messages(record: Record, layout: _Layout) -> tuple[str | None, list[Message]]:
+    """The text of a leading system message, and the other messages."""
     entries = array(record, layout.name, "messages")
     messages = [_parse_message(record, number, entry, layout) for number, entry in enumerate(entries, start=1)]
-    system = None
     if messages and messages[0].role == SYSTEM:
-        system = messages.pop(0).content
-    first_number = 1 if system is None else 2
-    return conversation(record, system, messages, optional_string(record, "category"), first_number)
+        return messages[0].content, messages[1:]
+    return None, messages
 
 
 def _parse_message(record: Record, number: int, entry: Any, layout: _Layout) -> Message:
@@ -146,14 +165,7 @@ def conversation(
     Raises:
         RecordError: human and assistant do not alternate, human first.
     """
-    for position, message in enumerate(messages):
-        expected = (HUMAN, ASSISTANT)[position % 2]
-        if message.role != expected:
-            raise RecordError(
-                NOT_ALTERNATING,
-                f"{record.where}: message {first_number + position} is from {message.role!r}, expected "
-                f"{expected!r}; human and assistant must alternate, human first",
-            )
+    _check_alternation(record, messages, first_number)
     if not messages:
         return Dropped(NO_MESSAGES)
     trailing = messages[-1].role == HUMAN
@@ -164,6 +176,17 @@ def conversation(
     if any(message.role == ASSISTANT and not message.learned_text.strip() for message in messages):
         return Dropped(EMPTY_ASSISTANT)
     return Conversation(system, tuple(messages), category, trailing)
+
+
+def _check_alternation(record: Record, messages: list[Message], first_number: int) -> None:
+    for position, message in enumerate(messages):
+        expected = (HUMAN, ASSISTANT)[position % 2]
+        if message.role != expected:
+            raise RecordError(
+                NOT_ALTERNATING,
+                f"{record.where}: message {first_number + position} is from {message.role!r}, expected "
+                f"{expected!r}; human and assistant must alternate, human first",
+            )
 
 
 def exchange(question: str, answer: str) -> list[Message]:

@@ -1,0 +1,34 @@
+"""What the flags of sampling may say, for every command that generates text."""
+
+from typing import Protocol
+
+from colossal_llama.errors import UserError
+
+DTYPE_NAMES = ("auto", "fp32", "bf16", "fp16")
+DTYPE_HELP = "dtype of the weights; auto: fp32 on a CPU, bf16 on a GPU (fp16 where it has no bf16)"
+BASE_HELP = "base model of LoRA adapters; unset: the folder that they name"
+
+
+class SamplingFlags(Protocol):
+    """The flags that :func:`check_sampling` looks at."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+
+
+def check_sampling(flags: SamplingFlags) -> None:
+    """Refuse values that generation cannot use.
+
+    Raises:
+        UserError: names the flag and what was expected.
+    """
+    if flags.max_new_tokens < 1:
+        raise UserError(f"--max_new_tokens must be at least 1, not {flags.max_new_tokens}")
+    if flags.temperature <= 0:
+        raise UserError(f"--temperature must be positive, not {flags.temperature}; use --do_sample false for greedy")
+    if not 0 < flags.top_p <= 1:
+        raise UserError(f"--top_p must lie above 0 and up to 1, not {flags.top_p}")
+    if flags.top_k < 0:
+        raise UserError(f"--top_k must be at least 0 (0: no limit), not {flags.top_k}")

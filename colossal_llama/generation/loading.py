@@ -1,0 +1,128 @@
+"""A model and its tokenizer, ready to generate: which device, which dtype, and LoRA adapters with their base."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from colossal_llama.constants import ADAPTER_CONFIG_FILE
+from colossal_llama.errors import UserError
+
+FIRST_GPU = ("auto", "cuda", "cuda:0")
+"""Devices that mean the first GPU, and the CPU on a machine without one."""
+
+
+def choose_device(wanted: str) -> str:
+    """The device that ``wanted`` means on this machine: ``cpu`` or ``cuda:N``.
+
+    ``auto``, ``cuda`` and ``cuda:0`` (the default that users know) fall back to the CPU. A further GPU was asked for on
+    purpose, so it has to be there.
+
+    Raises:
+        UserError: no device's name, or a GPU that this machine does not have.
+    """
+    import torch
+
+    if wanted == "cpu":
+        return wanted
+    if wanted in FIRST_GPU:
+        return "cuda:0" if torch.cuda.is_available() else "cpu"
+    kind, _, index = wanted.partition(":")
+    if kind != "cuda" or not index.isdigit():
+        raise UserError(f"--device {wanted}: expected auto, cpu, cuda or cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index) >= count:
+        here = "this machine has no GPU" if count == 0 else f"this machine's GPUs are cuda:0 to cuda:{count - 1}"
+        raise UserError(f"--device {wanted}: {here}; use --device auto")
+    return wanted
+
+
+def choose_precision(device: str, wanted: str = "auto") -> str:
+    """``wanted``; for ``auto`` fp32 on a CPU, on a GPU bf16, or fp16 where it has none (below compute capability 8)."""
+    import torch
+
+    if wanted != "auto":
+        return wanted
+    if device == "cpu":
+        return "fp32"
+    return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+
+
+def load_for_generation(
+    folder: Path,
+    device: str,
+    flag: str = "--model_path",
+    precision: str = "auto",
+    base_model_path: str | None = None,
+) -> tuple[Any, Any]:
+    """Model, in evaluation mode and with a key-value cache, and tokenizer of a Hugging Face folder.
+
+    A folder of LoRA adapters gives their base model with the adapters merged into its weights; its tokenizer is the
+    one beside the adapters, else that of the base.
+
+    Args:
+        folder: model folder or folder of adapters.
+        device: of :func:`choose_device`.
+        flag: the flag that named the folder, for messages.
+        precision: see :func:`choose_precision`.
+        base_model_path: the adapters' base model; None for the folder that they name.
+
+    Raises:
+        UserError: the folder holds no loadable model or tokenizer, the tokenizer has more tokens than the model has
+            rows, or adapters do not fit their base or have none here.
+    """
+    from colossal_llama.model.loader import check_vocabulary, load_model, read_model_config
+    from colossal_llama.tokenizer.loading import load_tokenizer
+
+    if (folder / ADAPTER_CONFIG_FILE).is_file():
+        model, tokenizer = _load_with_base(folder, device, flag, precision, base_model_path)
+    else:
+        if base_model_path is not None:
+            raise UserError(f"--base_model_path: {flag} {folder} holds no LoRA adapters; leave it away")
+        config = read_model_config(folder, flag)
+        tokenizer = load_tokenizer(folder, flag)
+        check_vocabulary(config, len(tokenizer), folder, flag)
+        model = load_model(folder, flag, choose_precision(device, precision), "sdpa")
+    model.config.use_cache = True
+    return model.to(device).eval(), tokenizer
+
+
+def _load_with_base(
+    adapter: Path, device: str, flag: str, precision: str, base_model_path: str | None
+) -> tuple[Any, Any]:
+    from transformers import GenerationConfig
+
+    from colossal_llama.model.adapters import find_base
+    from colossal_llama.model.base_fingerprint import check_base
+    from colossal_llama.model.loader import check_vocabulary, load_model, read_model_config
+    from colossal_llama.model.lora import merge_adapter
+    from colossal_llama.quiet import quiet_transformers
+
+    base = find_base(adapter, flag, base_model_path)
+    check_base(adapter, base, "--base_model_path")
+    tokenizer = load_companion_tokenizer(adapter, base, flag)
+    check_vocabulary(read_model_config(base, "--base_model_path"), len(tokenizer), adapter, flag)
+    model = load_model(base, "--base_model_path", choose_precision(device, precision), "sdpa")
+    model = merge_adapter(model, adapter, flag)
+    if (adapter / "generation_config.json").is_file():
+        with quiet_transformers():  # published ones contradict themselves
+            model.generation_config = GenerationConfig.from_pretrained(str(adapter), local_files_only=True)
+    return model, tokenizer
+
+
+def load_companion_tokenizer(adapter: Path, base: Path, flag: str) -> Any:
+    """The tokenizer beside the adapters, else that of the base.
+
+    Args:
+        adapter: folder of the adapters.
+        base: folder of their base model.
+        flag: the flag that named the adapters, for messages.
+
+    Raises:
+        UserError: neither folder holds one.
+    """
+    from colossal_llama.tokenizer.loading import load_tokenizer
+
+    if (adapter / "tokenizer_config.json").is_file():
+        return load_tokenizer(adapter, flag)
+    return load_tokenizer(base, "--base_model_path")

@@ -1,0 +1,34 @@
+"""LoRA adapters on disk, and the base model that they belong to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE
+from colossal_llama.errors import UserError
+
+
+def find_base(adapter: Path, flag: str, base_model_path: str | None) -> Path:
+    """The base model's folder, from ``--base_model_path`` or from what the adapters say.
+
+    Args:
+        adapter: folder of the adapters.
+        flag: the flag that named it, for messages.
+        base_model_path: value of ``--base_model_path``; None for the folder that the adapters name.
+
+    Raises:
+        UserError: there are no adapters, or no base model where it should be.
+    """
+    path = adapter / ADAPTER_CONFIG_FILE
+    if not path.is_file():
+        raise UserError(f"{flag} {adapter}: no {ADAPTER_CONFIG_FILE} here; give a folder of LoRA adapters")
+    try:
+        named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error}); the file is damaged, copy the adapters again") from error
+    base = Path(base_model_path or named)
+    if not (base / CONFIG_FILE).is_file():
+        where = "--base_model_path" if base_model_path else f"{path}: base_model_name_or_path"
+        raise UserError(f"{where} {base}: no model folder; name the base model with --base_model_path")
+    return base
