@@ -62,7 +62,10 @@ class HarnessRunner:
 
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         model, tokenizer = loaded
-        self._lm = HFLM(pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size)
+        # Likelihoods of bf16 logits in bf16 would often be equal for two letters.
+        self._lm = HFLM(
+            pretrained=model, backend="causal", tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32"
+        )
         self._identity = dict(identity)
         self._limit = limit
         self._store = store
