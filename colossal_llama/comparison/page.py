@@ -22,7 +22,6 @@ _STYLE = """
 .written h4 { margin: 0 0 .3rem; font-size: .85rem; color: #5a6478; }
 .written p, .prompt { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; }
 .prompt { font-weight: 600; }
-.good { color: #1d6f42; } .bad { color: #a8324a; }
 """
 
 
