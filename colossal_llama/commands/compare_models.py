@@ -69,14 +69,16 @@ def _plan(config: CompareConfig) -> Plan:
 
 def _measure(config: CompareConfig, models: list[NamedModel], plan: Plan, results: list) -> Comparison:
     from colossal_llama.comparison.figures import measure_model
-    from colossal_llama.comparison.inputs import attach_results
+    from colossal_llama.comparison.inputs import tasks_by_model
     from colossal_llama.comparison.report import Comparison
-    from colossal_llama.evaluation.store import ResultStore
+    from colossal_llama.evaluation.store import ResultStore, model_fingerprint
 
+    fingerprints = [model_fingerprint(model.folder) for model in models]
+    tasks = tasks_by_model(results, fingerprints)
     store = ResultStore(Path(config.output_dir) / "parts")
     figures = []
-    for number, model in enumerate(models, start=1):
+    for number, (model, fingerprint) in enumerate(zip(models, fingerprints, strict=True), start=1):
         print(f"[{number}/{len(models)}] {model.name}: {model.folder}", flush=True)
-        figures.append(measure_model(model, plan, store))
-    attach_results(results, figures)
+        figures.append(measure_model(model, fingerprint, plan, store))
+        figures[-1].tasks = tasks[fingerprint]
     return Comparison(figures, plan, config.resamples, config.seed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from colossal_llama.comparison.speed import Size, Speed, measure_size, measure_s
 from colossal_llama.errors import UserError
 from colossal_llama.evaluation.documents import DocumentScores, Windows
 from colossal_llama.evaluation.measured_texts import HeldOutTexts, measure_texts, model_identity
-from colossal_llama.evaluation.store import ResultStore, model_fingerprint
+from colossal_llama.evaluation.store import ResultStore
 from colossal_llama.generation import SamplingSettings, build_prompt, choose_device, generate, load_for_generation
 
 Result = dict[str, Any]
@@ -52,8 +53,7 @@ class ModelFigures:
     """Everything that is known of one model.
 
     Attributes:
-        name, folder: of the model.
-        fingerprint: of its files.
+        name, folder, fingerprint: of the model.
         size: how large it is.
         speed: None where it was not timed.
         scores: on the documents; None without texts.
@@ -92,13 +92,18 @@ def named_models(specs: Sequence[str]) -> list[NamedModel]:
     return models
 
 
-def measure_model(model: NamedModel, plan: Plan, store: ResultStore) -> ModelFigures:
+def measure_model(model: NamedModel, fingerprint: str, plan: Plan, store: ResultStore) -> ModelFigures:
     """Load a model and measure what the plan says.
+
+    Args:
+        model: the folder.
+        fingerprint: of its files (:func:`model_fingerprint`).
+        plan: what to measure.
+        store: of finished measurements.
 
     Raises:
         UserError: the folder holds no loadable model or tokenizer, or a prompt's format does not fit it.
     """
-    fingerprint = model_fingerprint(model.folder)
     loaded = load_for_generation(model.folder, choose_device(plan.device), "models")
     identity = model_identity(fingerprint, loaded[0])
     figures = ModelFigures(model.name, model.folder, fingerprint, measure_size(model.folder, *loaded))
@@ -114,7 +119,8 @@ def measure_model(model: NamedModel, plan: Plan, store: ResultStore) -> ModelFig
 def _speed(model: Any, identity: dict[str, str], tokens: int, store: ResultStore) -> Speed:
     import torch
 
-    settings = {**identity, "tokens": tokens, "threads": torch.get_num_threads()}
+    machine = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.node()
+    settings = {**identity, "tokens": tokens, "threads": torch.get_num_threads(), "machine": machine}
     known = store.load("speed", settings)
     if known is not None:
         return Speed(**known)

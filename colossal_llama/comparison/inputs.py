@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.comparison.figures import ModelFigures
 from colossal_llama.errors import UserError
 from colossal_llama.json_records import parse_line
 
@@ -70,18 +69,21 @@ def read_results(specs: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
-def attach_results(results: Sequence[tuple[str, dict[str, Any]]], figures: Sequence[ModelFigures]) -> None:
-    """Give every model the task results that were measured on its very files.
+def tasks_by_model(
+    results: Sequence[tuple[str, dict[str, Any]]], fingerprints: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """The benchmark results of each model, by its fingerprint.
 
     Raises:
-        UserError: results of a model that is not compared.
+        UserError: results of a model that has none of these fingerprints.
     """
+    tasks: dict[str, dict[str, Any]] = {fingerprint: {} for fingerprint in fingerprints}
     for spec, content in results:
-        owners = [one for one in figures if one.fingerprint == content["identity"]["model"]]
-        if not owners:
+        fingerprint = content["identity"]["model"]
+        if fingerprint not in tasks:
             raise UserError(
                 f"--results {spec}: measured on {content.get('model')}, which is none of the models compared (or its "
                 "files have changed since)"
             )
-        for owner in owners:
-            owner.tasks |= content["tasks"]
+        tasks[fingerprint] |= content["tasks"]
+    return tasks

@@ -98,8 +98,9 @@ class Comparison:
                 rows.append(["forward, characters/s of the texts", *cells])
             rows.append(["generation, tokens/s", *(f"{speed.generation:,.1f}" for speed in speeds if speed)])
             note = (
-                f"Speed: median of three runs on {self.plan.device}; forward passes over about "
-                f"{self.plan.speed_tokens:,} tokens, generation of one answer."
+                f"Speed: median of three runs on {self.plan.device}, forward passes over about "
+                f"{self.plan.speed_tokens:,} tokens, generation of one answer. The models are timed one after the "
+                "other, so other work on the machine changes the figures."
             )
         return Table("Models", ["", *(one.name for one in self.models)], rows, note)
 

@@ -219,12 +219,12 @@ def measure(workspace: Workspace, model_dir: Path, split: str) -> Result:
     from colossal_llama.comparison.figures import NamedModel, Plan, measure_model
     from colossal_llama.evaluation.documents import Windows, figures_by_category
     from colossal_llama.evaluation.measured_texts import read_held_out
-    from colossal_llama.evaluation.store import ResultStore
+    from colossal_llama.evaluation.store import ResultStore, model_fingerprint
 
     texts = read_held_out([str(workspace.measured_texts(split))], "auto", None)
     plan = Plan("cuda:0", texts, Windows(WINDOW_CHARACTERS, BATCH_TOKENS))
     store = ResultStore(workspace.folder(COMPARISON, "parts"))
-    figures = measure_model(NamedModel(model_dir.name, model_dir), plan, store)
+    figures = measure_model(NamedModel(model_dir.name, model_dir), model_fingerprint(model_dir), plan, store)
     assert figures.scores is not None  # the plan has texts
     result: Result = {}
     for language, one in figures_by_category(figures.scores, RESAMPLES, SEED).items():
