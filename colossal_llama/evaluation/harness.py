@@ -167,7 +167,7 @@ def build_task(selected: SelectedSubject) -> Any:
     changes: dict[str, Any] = {
         "custom_dataset": _dataset(splits, selected),
         "num_fewshot": _shots(selected, splits),
-        **benchmark.splits,
+        **benchmark.changes,
     }
     if isinstance(selected.subject.task, str):
         # A group's members take changes; a single task would have to be spelt out.

@@ -170,6 +170,24 @@ def test_other_settings_are_evaluated_anew(
     assert limited["tasks"]["mmlu"]["shots"] == [1]
 
 
+def test_right_answers_score(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a tiny model never writes: one right answer of three sums, No to everything, and one right program."""
+    from lm_eval.models.huggingface import HFLM
+
+    def answer(_: Any, requests: list[Any]) -> list[str]:
+        beginnings = {"Question": " 0 + 2 = 2\n#### 2", "Given": " No\n", "def": "    return number + 1\n"}
+        return [beginnings[re.match(r"\w+", request.args[0])[0]] for request in requests]
+
+    monkeypatch.setattr(HFLM, "generate_until", answer)
+    tasks = place.evaluate("gsm8k", "bbh:navigate", "humaneval", output="right", flags=("--allow_code_execution",))[
+        "tasks"
+    ]
+    assert tasks["gsm8k"]["metrics"]["strict match"]["score"] == pytest.approx(1 / 3)
+    assert tasks["gsm8k"]["metrics"]["last number"]["score"] == pytest.approx(1 / 3)
+    assert tasks["bbh"]["metrics"]["exact match"]["score"] == 1.0
+    assert tasks["humaneval"]["metrics"]["pass@1"]["score"] == 0.5
+
+
 class KilledError(Exception):
     pass
 

@@ -28,7 +28,7 @@ def chinese_question(number: int) -> tuple[str, list[str], str]:
     answer = (3 * number + 1) % 4
     options = [CHINESE_COLOURS[(place + number) % 4] for place in range(4)]
     return (
-        f"第{number}号箱子上周被漆成了{options[answer]}。第{number}号箱子是什么CHINESE_COLOURS？",
+        f"第{number}号箱子上周被漆成了{options[answer]}。第{number}号箱子是什么颜色？",
         options,
         LETTERS[answer],
     )
