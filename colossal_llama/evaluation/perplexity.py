@@ -10,6 +10,9 @@ from typing import Any
 from colossal_llama.constants import IGNORE_INDEX
 from colossal_llama.errors import UserError
 
+LEAST_FILL = 0.75
+"""A text that is shorter than this share of a batch's longest one goes into another batch: padding costs time too."""
+
 
 @dataclass(frozen=True)
 class TextScore:
@@ -81,7 +84,8 @@ def plan_batches(
         size = len(current) + 1
         # The first text of a batch is its longest.
         longest = len(encoded[current[0]]) if current else 0
-        if current and (rows is None or size <= rows) and (tokens is None or size * longest <= tokens):
+        fits = (rows is None or size <= rows) and (tokens is None or size * longest <= tokens)
+        if current and fits and len(encoded[index]) >= LEAST_FILL * longest:
             current.append(index)
         else:
             batches.append([index])
