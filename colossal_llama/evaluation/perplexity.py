@@ -10,6 +10,9 @@ from typing import Any
 from colossal_llama.constants import IGNORE_INDEX
 from colossal_llama.errors import UserError
 
+CPU_PIECE, GPU_PIECE = 1 << 22, 1 << 27
+"""Logits whose softmax is made at once."""
+
 LEAST_FILL = 0.75
 """A text that is shorter than this share of a batch's longest one goes into another batch: padding costs time too."""
 
@@ -137,13 +140,29 @@ def _nats_of_batch(model: Any, encoded: Sequence[Sequence[int]], batch: Sequence
     # Padding lies on the right, where causal attention never looks: no mask is needed.
     with torch.inference_mode():
         logits = model(input_ids=input_ids.to(model.device), use_cache=False).logits
-        losses = torch.nn.functional.cross_entropy(
-            logits.float().flatten(0, 1),
-            targets.to(model.device).flatten(),
-            ignore_index=IGNORE_INDEX,
-            reduction="none",
-        )
+        losses = _token_losses(logits.flatten(0, 1), targets.to(model.device).flatten())
         return losses.view(targets.shape).double().sum(dim=1)
+
+
+def _token_losses(logits: Any, targets: Any) -> Any:
+    """Cross entropy in nats of each position as fp32 ``[positions]``, 0 where there is no target.
+
+    In pieces of so many positions that the softmax does not leave the cache on a CPU (three times as fast, measured
+    with a vocabulary of 49,152) and does not double the memory on a GPU.
+
+    Args:
+        logits: ``[positions, vocabulary]``.
+        targets: ``[positions]``, ``IGNORE_INDEX`` where there is none.
+    """
+    import torch
+
+    numbers = CPU_PIECE if logits.device.type == "cpu" else GPU_PIECE
+    positions = max(1, numbers // logits.shape[1])
+    pieces = zip(logits.split(positions), targets.split(positions), strict=True)
+    cross_entropy = torch.nn.functional.cross_entropy
+    return torch.cat(
+        [cross_entropy(one.float(), goals, ignore_index=IGNORE_INDEX, reduction="none") for one, goals in pieces]
+    )
 
 
 def check_lengths(model: Any, encoded: Sequence[Sequence[int]], window_characters: int) -> None:
