@@ -116,6 +116,16 @@ def write_pretraining_texts(folder: Path, texts: Iterable[str], category: str) -
     _write_records(folder, ({"source": "", "target": text, "category": category} for text in texts))
 
 
+def write_measured_texts(path: Path, texts: dict[str, list[str]]) -> None:
+    """Write the texts to measure on as records, each language a category."""
+    records = (
+        {"source": "", "target": text, "category": language}
+        for language, passages in texts.items()
+        for text in passages
+    )
+    _write_records(path.parent, records, path.name)
+
+
 def write_continuation_pairs(folder: Path, texts: Iterable[str], category: str) -> None:
     """Write texts as source and target halves: loss on the second half only."""
     records = (
@@ -140,8 +150,8 @@ def write_conversations(folder: Path, texts: Iterable[str], prompt: str) -> None
     )
 
 
-def _write_records(folder: Path, records: Iterable[dict]) -> None:
+def _write_records(folder: Path, records: Iterable[dict], name: str = "records.jsonl") -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "records.jsonl").open("w", encoding="utf-8") as file:
+    with (folder / name).open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -48,6 +48,11 @@ class QuickstartJob:
             curves.append((stage.title, result["losses"]))
             measurements.append((stage.title, self._measured(stage.name, weights)))
         samples.append(self._sampled("after SFT, as a conversation", weights, SFT_PROMPT, "sft"))
+        self._logged(
+            "compare",
+            "compare the first and the last model",
+            lambda: steps.compare(self._workspace, base, weights, split, PRETRAINED_PROMPT),
+        )
         self._report(measurements, curves, samples)
 
     def _base_model(self) -> Path:
@@ -81,7 +86,8 @@ class QuickstartJob:
         return result
 
     def _measured(self, name: str, model: Path) -> steps.Result:
-        return self._logged(f"measure-{name}", f"measure {name}", lambda: steps.measure(self._workspace, model))
+        split = self._config.measure_on
+        return self._logged(f"measure-{name}", f"measure {name}", lambda: steps.measure(self._workspace, model, split))
 
     def _sampled(self, title: str, model: Path, prompt: str, style: str) -> steps.Result:
         name = "sample-" + "".join(letter if letter.isalnum() else "-" for letter in title)
@@ -97,7 +103,8 @@ class QuickstartJob:
         report.draw_curves(figure, curves, measurements[1:])
         text = "\n\n".join(
             [
-                report.comparison_table(self._config.measure_on, measurements[0][1], measurements[-1][1]),
+                steps.comparison_text(self._workspace),
+                "## Steps",
                 report.stages_table(measurements),
                 report.steps_table(self._log),
                 "\n".join(f"{one['title']}: {one['prompt']!r} -> {one['text']!r}" for one in samples),

@@ -1,4 +1,4 @@
-"""The quickstart's table and figure."""
+"""The quickstart's tables of its steps and its figure; the table of the models is the comparison's."""
 
 from __future__ import annotations
 
@@ -6,19 +6,6 @@ from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
-
-
-def comparison_table(split: str, before: Result, after: Result) -> str:
-    """Markdown table of the figures on ``split`` before and after, with the change in per cent."""
-    lines = [f"| text ({split}) | figure | before | after | change |", "|---|---|---:|---:|---:|"]
-    for language in ("chinese", "english"):
-        for figure, label in (
-            ("bits_per_byte", "bits per UTF-8 byte"),
-            ("tokens_per_character", "tokens per character"),
-        ):
-            old, new = before[language][figure], after[language][figure]
-            lines.append(f"| {language} | {label} | {old:.3f} | {new:.3f} | {100 * (new / old - 1):+.1f} % |")
-    return "\n".join(lines)
 
 
 def steps_table(steps: list[Result]) -> str:

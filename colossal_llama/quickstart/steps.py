@@ -21,6 +21,11 @@ from colossal_llama.stages.launcher import ROOT, Launcher, command_environment, 
 Result = dict[str, Any]
 Action = Callable[[], Result | None]
 
+COMPARISON = "comparison"
+SPEED_TOKENS = 512
+WINDOW_CHARACTERS, BATCH_TOKENS, RESAMPLES, SEED = 1000, 4096, 1000, 42
+"""Of every measurement on texts; passages are shorter than a window."""
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -31,6 +36,10 @@ class Workspace:
     def folder(self, *names: str) -> Path:
         """A folder or file below the root."""
         return self.root.joinpath(*names)
+
+    def measured_texts(self, split: str) -> Path:
+        """Records of the texts to measure on."""
+        return self.folder("text", f"{split}.jsonl")
 
     def modeling(self, stage: str) -> Path:
         """Exported weights of a finished stage."""
@@ -96,8 +105,7 @@ def write_texts(workspace: Workspace, plan: QuickstartPlan, split: str) -> Resul
             english = corpus.all_passages(english, en_size)
         _write_stage(workspace.folder("text", stage.name), stage, chinese, english)
     corpus.write_pretraining_texts(workspace.folder("text", "mining"), texts.chinese, "novel")
-    measured = json.dumps(texts.measured, ensure_ascii=False)
-    workspace.folder("text", "measured.json").write_text(measured, encoding="utf-8")
+    corpus.write_measured_texts(workspace.measured_texts(split), texts.measured)
     return {name: sum(len(text) for text in passages) for name, passages in texts.measured.items()}
 
 
@@ -206,27 +214,28 @@ def train_stage(
     }
 
 
-def measure(workspace: Workspace, model_dir: Path) -> Result:
-    """Bits per byte and tokens per character on the texts set apart for it."""
-    import torch
+def measure(workspace: Workspace, model_dir: Path, split: str) -> Result:
+    """Bits per byte and tokens per character on the texts set apart for it, as the comparison measures them."""
+    from colossal_llama.comparison.figures import NamedModel, Plan, measure_model
+    from colossal_llama.evaluation.documents import Windows, figures_by_category
+    from colossal_llama.evaluation.measured_texts import read_held_out
+    from colossal_llama.evaluation.store import ResultStore, model_fingerprint
 
-    from colossal_llama.evaluation.perplexity import score_texts
-    from colossal_llama.generation import choose_device, load_for_generation
-
-    torch.manual_seed(0)
-    model, tokenizer = load_for_generation(model_dir, choose_device("cuda:0"))
-    measured = json.loads(workspace.folder("text", "measured.json").read_text(encoding="utf-8"))
+    texts = read_held_out([str(workspace.measured_texts(split))], "auto", None)
+    plan = Plan("cuda:0", texts, Windows(WINDOW_CHARACTERS, BATCH_TOKENS))
+    store = ResultStore(workspace.folder(COMPARISON, "parts"))
+    figures = measure_model(NamedModel(model_dir.name, model_dir), model_fingerprint(model_dir), plan, store)
+    assert figures.scores is not None  # the plan has texts
     result: Result = {}
-    for language, texts in measured.items():
-        score = score_texts(model, tokenizer, texts)
+    for language, one in figures_by_category(figures.scores, RESAMPLES, SEED).items():
         result[language] = {
-            "bits_per_byte": round(score.bits_per_byte, 4),
-            "tokens_per_character": round(score.tokens_per_character, 4),
-            "tokens": score.tokens,
+            "bits_per_byte": round(one.bits_per_byte.value, 4),
+            "tokens_per_character": round(one.tokens_per_character, 4),
+            "tokens": one.tokens,
         }
         print(
-            f"   {language}: {score.bits_per_byte:.3f} bits per byte, "
-            f"{score.tokens_per_character:.3f} tokens per character"
+            f"   {language}: {one.bits_per_byte.show()} bits per byte, "
+            f"{one.tokens_per_character:.3f} tokens per character"
         )
     return result
 
@@ -240,3 +249,22 @@ def sample(model_dir: Path, prompt: str, prompt_style: str) -> Result:
     text = generate(model, tokenizer, ids, SamplingSettings(max_new_tokens=32, do_sample=False))
     print(f"   {prompt} -> {text}")
     return {"prompt": prompt, "text": text}
+
+
+def compare(workspace: Workspace, before: Path, after: Path, split: str, prompt: str) -> None:
+    """The table of the whole job: the base model and the last one, side by side."""
+    run_command(
+        [
+            sys.executable, "scripts/compare_models.py", f"before={before}", f"after={after}",
+            "--held_out", str(workspace.measured_texts(split)), "--output_dir", str(workspace.folder(COMPARISON)),
+            "--window_characters", str(WINDOW_CHARACTERS), "--batch_tokens", str(BATCH_TOKENS),
+            "--resamples", str(RESAMPLES), "--seed", str(SEED), "--speed_tokens", str(SPEED_TOKENS),
+            "--prompts", prompt, "--prompt_format", "text", "--max_new_tokens", "32",
+        ]
+    )  # fmt: skip
+
+
+def comparison_text(workspace: Workspace) -> str:
+    """What :func:`compare` found, as Markdown without its title."""
+    text = workspace.folder(COMPARISON, "comparison.md").read_text(encoding="utf-8")
+    return text.split("\n", 1)[1].strip()

@@ -1,31 +1,16 @@
 """A comparison of tokenizers as text for the terminal, Markdown and one HTML file that opens offline."""
 
-import unicodedata
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from html import escape
 
 from colossal_llama.html_page import render_page
+from colossal_llama.tables import ALL, TABLE_STYLE, Table, html_text, markdown_text, terminal_text
 from colossal_llama.tokenizer.comparison import Comparison, TextFigures, TokenizerMeter
-
-ALL = "(all)"
-"""Row of all categories together."""
 
 CHARTED = "Tokens per character"
 
 _MOST_CHARTS = 12
 _COLORS = ("#3b74c4", "#d08a2e", "#3d9a6d", "#b0506f", "#7a63b8", "#5b8a99", "#8c7a4a", "#777f8f")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of text under a title; columns from ``figures_from`` on are figures; ``note`` says how to read them."""
-
-    title: str
-    head: list[str]
-    rows: list[list[str]]
-    note: str = ""
-    figures_from: int = 1
 
 
 def overview(comparison: Comparison) -> Table:
@@ -146,50 +131,13 @@ def to_terminal(comparison: Comparison) -> str:
     for index, name in enumerate(whole.head[1:], start=1):
         turned.rows.append([name, *(row[index] for row in whole.rows)])
     tables = [turned, by_category(comparison)[0], embedding_table(comparison)]
-    return "\n\n".join(_aligned(table) for table in tables if table is not None and table.rows)
-
-
-def _aligned(table: Table) -> str:
-    columns = list(zip(table.head, *table.rows, strict=True))
-    widths = [max(map(_width, column)) for column in columns]
-    lines = [table.title]
-    for row in [table.head, *table.rows]:
-        cells = [
-            _pad(cell, width, left=index == 0) for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
-    if table.note:
-        lines.append(table.note)
-    return "\n".join(lines)
-
-
-def _width(text: str) -> int:
-    """Columns on a terminal: East Asian wide characters take two."""
-    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
-
-
-def _pad(text: str, width: int, left: bool) -> str:
-    space = " " * (width - _width(text))
-    return text + space if left else space + text
+    return "\n\n".join(terminal_text(table) for table in tables if table is not None and table.rows)
 
 
 def to_markdown(comparison: Comparison) -> str:
     """All tables as Markdown."""
-    parts = ["# Tokenizers compared"]
-    for table in all_tables(comparison):
-        lines = [
-            _markdown_row(table.head),
-            _markdown_row(["---:" if index >= table.figures_from else "---" for index in range(len(table.head))]),
-        ]
-        lines += [_markdown_row(row) for row in table.rows]
-        parts += [f"## {table.title}", "\n".join(lines)]
-        if table.note:
-            parts.append(table.note)
+    parts = ["# Tokenizers compared", *map(markdown_text, all_tables(comparison))]
     return "\n\n".join(parts) + "\n"
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def to_html(comparison: Comparison) -> str:
@@ -197,26 +145,8 @@ def to_html(comparison: Comparison) -> str:
     sections = []
     for table in all_tables(comparison):
         chart = _charts(comparison) if table.title == CHARTED else ""
-        sections.append(f"<section><h2>{escape(table.title)}</h2>{chart}{_html_table(table)}</section>\n")
-    return render_page("Tokenizers compared", "".join(sections), _STYLE)
-
-
-def _html_table(table: Table) -> str:
-    def line(cells: Sequence[str], tag: str) -> str:
-        kinds = [" class=n" if index >= table.figures_from else "" for index in range(len(cells))]
-        marked = zip(cells, kinds, strict=True)
-        return "".join(f"<{tag}{kind}>{escape(_printable(text))}</{tag}>" for text, kind in marked)
-
-    lines = [f"<tr>{line(table.head, 'th')}</tr>"]
-    for row in table.rows:
-        lines.append(f"<tr{' class=all' if row[0] == ALL else ''}>{line(row, 'td')}</tr>")
-    note = f"<p class=note>{escape(table.note)}</p>" if table.note else ""
-    return f'<div class="wide"><table>{"".join(lines)}</table></div>{note}'
-
-
-def _printable(text: str) -> str:
-    """Control characters, which HTML forbids, as their escapes."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+        sections.append(f"<section><h2>{escape(table.title)}</h2>{chart}{html_text(table)}</section>\n")
+    return render_page("Tokenizers compared", "".join(sections), TABLE_STYLE + _STYLE)
 
 
 def _charts(comparison: Comparison) -> str:
@@ -240,16 +170,11 @@ def _charts(comparison: Comparison) -> str:
 
 
 _STYLE = """
-.note { color: #5a6478; font-size: .85rem; max-width: 60rem; }
-tr.all td { font-weight: 600; background: #f8f9fc; }
 .bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .2rem .6rem; align-items: center; }
 .bars .name { font-size: .85rem; }
 .bars .track { background: #f3f5f9; border-radius: 3px; }
 .bars .bar { display: block; height: .9rem; border-radius: 3px; }
 .bars .value { font-size: .85rem; font-variant-numeric: tabular-nums; }
 figcaption { font-weight: 600; margin-bottom: .3rem; }
-th, td { overflow-wrap: normal; }
-th.n { text-align: right; }
-td { white-space: nowrap; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(400px, 1fr)); gap: 0 1.5rem; }
 """

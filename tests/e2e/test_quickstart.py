@@ -105,8 +105,22 @@ def test_chinese_gets_better_by_a_fifth(runs: tuple[Path, list[str]]) -> None:
 def test_report_and_figure_are_written(runs: tuple[Path, list[str]]) -> None:
     workspace, _ = runs
     report = (workspace / "report.md").read_text(encoding="utf-8")
-    for heading in ("| text (held_out) | figure | before | after | change |", "| step | seconds | tokens | tokens/s |"):
+    for heading in (
+        "| text (held_out) | figure | before | after | change |",
+        "|  | before | after |",
+        "| step | seconds | tokens | tokens/s |",
+    ):
         assert heading in report
+    for language in ("chinese", "english"):
+        before, after = (
+            json.loads((workspace / "steps" / f"measure-{name}.json").read_text(encoding="utf-8"))[language]
+            for name in ("base", "sft")
+        )
+        cell = r"(\d+\.\d+) \[.+\]"
+        row = rf"^\| {language} \| bits per UTF-8 byte \| {cell} \| {cell} \| [+-]\d+\.\d % \[.+\] \|$"
+        (shown,) = re.findall(row, report, re.MULTILINE)
+        expected = before["bits_per_byte"], after["bits_per_byte"]
+        assert tuple(map(float, shown)) == pytest.approx(expected, abs=0.001)
     for stage in ("1 embedding alignment", "2 knowledge injection", "3 knowledge replay", "4 SFT with NEFTune"):
         assert report.count(stage) >= 2
     assert (workspace / "curves.png").read_bytes().startswith(b"\x89PNG")

@@ -12,11 +12,11 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "colossal_llama"
 
 LAYERS = (
-    {"constants", "errors", "registry", "quiet", "atomic", "json_records", "html_page"},
+    {"constants", "errors", "registry", "quiet", "atomic", "json_records", "html_page", "tables"},
     {"config", "distributed", "schedule", "state"},
     {"checkpoint", "data", "metrics", "model", "optim", "plugins", "tokenizer"},
     {"trainer", "evaluation", "generation", "planning"},
-    {"stages", "chat"},
+    {"stages", "chat", "comparison"},
     {"quickstart"},
     {"commands"},
 )

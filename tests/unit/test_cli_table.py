@@ -12,6 +12,7 @@ import pytest
 
 from colossal_llama.config.chat import ChatConfig
 from colossal_llama.config.cli import build_parser, parse_config
+from colossal_llama.config.evaluate import BENCHMARK_NAMES, CompareConfig, EvaluateConfig
 from colossal_llama.config.inference import InferenceConfig
 from colossal_llama.config.inspect import InspectConfig
 from colossal_llama.config.io import write_config
@@ -23,6 +24,7 @@ from colossal_llama.config.recipe import RunStagesConfig
 from colossal_llama.config.train import PLUGIN_NAMES, TrainConfig
 from colossal_llama.config.vocabulary import INIT_METHOD_NAMES, InitModelConfig, InitTokenizerConfig
 from colossal_llama.errors import UserError
+from colossal_llama.evaluation.benchmarks import BENCHMARKS
 from colossal_llama.model.new_rows import INIT_METHODS
 from colossal_llama.plugins import PLUGINS
 from colossal_llama.tokenizer.candidates import METHODS
@@ -231,6 +233,43 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--base_model_path": (None,),
         "--overwrite": (False,),
     },
+    EvaluateConfig: {
+        "model": (REQUIRED,),
+        "--tasks": ([],),
+        "--data_dir": (None,),
+        "--held_out": ([],),
+        "--output_dir": ("evaluation_output",),
+        "--num_fewshot": (None,),
+        "--max_gen_toks": (None,),
+        "--limit": (None,),
+        "--batch_size": (8,),
+        "--batch_tokens": (4096,),
+        "--window_characters": (1000,),
+        "--resamples": (1000,),
+        "--data_format": ("auto",),
+        "--text_field": (None,),
+        "--allow_code_execution": (False,),
+        "--device": ("cuda:0",),
+        "--seed": (42,),
+    },
+    CompareConfig: {
+        "models": (REQUIRED,),
+        "--held_out": ([],),
+        "--prompts": ([],),
+        "--prompt_format": ("auto",),
+        "--results": ([],),
+        "--output_dir": ("comparison_output",),
+        "--max_new_tokens": (64,),
+        "--measure_speed": (True,),
+        "--speed_tokens": (1024,),
+        "--batch_tokens": (4096,),
+        "--window_characters": (1000,),
+        "--resamples": (1000,),
+        "--data_format": ("auto",),
+        "--text_field": (None,),
+        "--device": ("cuda:0",),
+        "--seed": (42,),
+    },
     QuickstartConfig: {
         "--plugin": ("ddp",),
         "--processes": (2,),
@@ -253,6 +292,7 @@ CHOICES = {
     "--document_mask": {"auto", "on", "off"},
     "--prompt_style": {"sft", "pretrained"},
     "--dtype": {"auto", "fp32", "bf16", "fp16"},
+    "--prompt_format": {"auto", "text", "pretrained", "sft"},
     "--color": {"auto", "always", "never"},
     "--long_documents": {"split", "truncate", "sample"},
     "--packing": {"best_fit", "concat", "none"},
@@ -314,6 +354,10 @@ def test_mining_method_choices_are_the_registered_methods() -> None:
 
 def test_initialisation_choices_are_the_registered_methods() -> None:
     assert INIT_METHODS.names() == list(INIT_METHOD_NAMES)
+
+
+def test_benchmark_names_are_the_registered_benchmarks() -> None:
+    assert BENCHMARKS.names() == list(BENCHMARK_NAMES)
 
 
 def arguments_of_example(example: str, folder: Path) -> list[str]:

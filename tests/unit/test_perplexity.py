@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from colossal_llama.evaluation.perplexity import TextScore, score_texts, split_text
+from colossal_llama.evaluation.perplexity import TextScore, plan_batches, score_texts, split_text
 from colossal_llama.generation import load_for_generation
 from tests.helpers.tiny import save_tiny_model
 
@@ -69,6 +69,19 @@ def test_figures_of_a_score() -> None:
     score = TextScore(nats=8 * math.log(2), tokens=3, characters=2, utf8_bytes=4)
     assert score.bits_per_byte == pytest.approx(2.0)
     assert score.tokens_per_character == 1.5
+
+
+def test_batches_hold_every_text_once_within_their_bounds() -> None:
+    encoded = [[0] * length for length in (5, 90, 100, 7, 80, 30, 29, 100, 1, 300)]
+    batches = plan_batches(encoded, rows=3, tokens=200)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(encoded)))
+    assert batches[0] == [9]  # longer than a batch
+    for batch in batches[1:]:
+        lengths = [len(encoded[index]) for index in batch]
+        assert len(batch) <= 3
+        assert len(batch) * max(lengths) <= 200
+        assert min(lengths) >= 0.75 * max(lengths)
+    assert len(plan_batches(encoded[:3])) == 2
 
 
 def test_split_text_keeps_every_character() -> None:

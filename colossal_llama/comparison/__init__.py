@@ -1,0 +1,1 @@
+"""Models side by side: size, speed, texts, benchmark scores and what they write."""
