@@ -19,8 +19,8 @@ from colossal_llama.planning.memory import (
     parameters_of_stage,
 )
 from colossal_llama.planning.shapes import KNOWN_SHAPES, ModelShape
+from colossal_llama.planning.workload import workload_of
 from colossal_llama.plugins import PLUGINS, build_options
-from colossal_llama.stages.forecast import workload_of
 
 PUBLISHED = {
     "7b": 6_738_415_616,
