@@ -76,8 +76,9 @@ class _HostTorch:
 def allow_host() -> None:
     """Let torch 2.5's FSDP2 run on the host, where it refuses (_fsdp_param_group.py:47): "requires CUDA for streams".
 
-    Gloo reduces no mean (ReduceOp.AVG), so gradients are divided before they are summed. And what fills gathered weights
-    again for the backward pass must not look to autograd as if it changed them; on a GPU a fused kernel does not.
+    Gloo reduces no mean (ReduceOp.AVG), so gradients are divided before they are summed. And what fills gathered
+    weights again for the backward pass must not look to autograd as if it changed them; on a GPU a fused kernel does
+    not.
     """
     import torch
     from torch.distributed._composable.fsdp import _fsdp_collectives, _fsdp_param_group, _fsdp_state

@@ -10,6 +10,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from colossal_llama.benchmarking.clock import device_synchronizer
+from colossal_llama.constants import IGNORE_INDEX
 
 if TYPE_CHECKING:
     from colossal_llama.benchmarking.peers import PeerJob
@@ -27,7 +28,10 @@ class OrderedRows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         ids = torch.from_numpy(self._rows[int(self._order[index])]["input_ids"]).long()
-        return {"input_ids": ids, "labels": ids}
+        labels = ids.clone()
+        # Nothing predicts the first token, but the Trainer would divide by its number of labels.
+        labels[0] = IGNORE_INDEX
+        return {"input_ids": ids, "labels": labels}
 
 
 class InOrder(Trainer):

@@ -47,6 +47,8 @@ class BenchmarkConfig(WorkloadConfig):
         for name in self.compare:
             if name not in PEER_NAMES:
                 raise UserError(f"--compare {name}: unknown; choose among {', '.join(PEER_NAMES)}")
+        if self.compare and self.mixed_precision == "fp16":
+            raise UserError("--compare needs --mixed_precision bf16 or fp32: the other loops have no loss scale")
         if self.compare and self.freeze_non_embeds_params:
             raise UserError("--compare trains all weights: leave --freeze_non_embeds_params away")
         if self.trace_memory and self.compare:

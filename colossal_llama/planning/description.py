@@ -23,12 +23,15 @@ def memory_parts(memory: MemoryEstimate) -> dict[str, float]:
     """What memory is for, in words, and bytes; parts that take nothing are left out."""
     parts = {
         "weights": memory.weights,
+        "half-precision copies": memory.casts,
         "gradients": memory.gradients,
+        "buckets": memory.buckets,
         "optimizer": memory.optimizer,
         "optimizer in host memory": memory.host_optimizer,
         "activations": memory.activations,
-        "with gradient checkpointing": memory.checkpointed_activations,
+        "with gradient checkpointing": memory.checkpointed_activations + memory.recomputed_layer,
         "logits and loss": memory.logits,
+        "update": memory.update,
     }
     return {name: amount for name, amount in parts.items() if amount}
 
@@ -110,8 +113,12 @@ def reason(plan: Plan, best: Plan) -> str:
         "communication": time.communication - best.time.communication,
     }
     if plan is best:
-        smallest = min(("sends little", time.communication), ("no bubble", time.bubble), key=lambda item: item[1])
-        return f"fastest: {smallest[0]}" + (", recomputes to fit" if settings.use_grad_checkpoint else "")
+        parts = [f"{time.communication / time.total:.0%} of the step communicates"]
+        if time.bubble:
+            parts.append(f"{time.bubble / time.total:.0%} waits in the pipeline")
+        if settings.use_grad_checkpoint:
+            parts.append("recomputes to fit")
+        return "fastest: " + ", ".join(parts)
     name, seconds = max(costs.items(), key=lambda item: item[1])
     return f"{name} costs {seconds:.3f} s more" if seconds > 0 else "as fast, needs more memory"
 
