@@ -7,7 +7,9 @@ Python.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,6 +23,41 @@ WRAPPED = (
     "all_gather_object", "broadcast_object_list",
 )  # fmt: skip
 """Functions of torch.distributed. ``isend`` and ``irecv`` stay as they are: P2POp compares them by identity."""
+
+
+SETTLING_SECONDS = 0.005
+
+
+@contextlib.contextmanager
+def settled_collectives(enabled: bool) -> Iterator[None]:
+    """Let a collective return only when gloo's threads have dropped its tensors, while the context lasts.
+
+    Otherwise they may be the last to hold one, and a block that another thread frees is not seen by
+    :func:`.memory_trace.traced_memory`, which would count it for ever.
+    """
+    import torch.distributed as dist
+
+    def settled(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            result = function(*args, **kwargs)
+            for work in result if isinstance(result, list) else [result]:
+                if hasattr(work, "wait"):
+                    work.wait()
+            time.sleep(SETTLING_SECONDS)
+            return result
+
+        return call
+
+    names = WRAPPED if enabled else ()
+    originals = {name: getattr(dist, name) for name in names}
+    try:
+        for name, function in originals.items():
+            setattr(dist, name, settled(function))
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(dist, name, function)
 
 
 class CollectiveMeter:

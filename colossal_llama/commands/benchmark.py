@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from colossal_llama.config.benchmark import OWN_LOOP, BenchmarkConfig
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.io import write_config
-from colossal_llama.errors import UserError, run_command
+from colossal_llama.errors import USER_ERROR_EXIT_CODE, UserError, run_command
 
 if TYPE_CHECKING:
     from colossal_llama.benchmarking.figures import RunFigures
@@ -50,36 +50,58 @@ def measure(config: BenchmarkConfig, contender: str) -> RunFigures:
     """Measure one contender in this process.
 
     Raises:
-        UserError: it cannot run here, or will not fit.
+        UserError: it cannot run here, or does not fit.
     """
+    import torch
+
     from colossal_llama.planning.shapes import find_model_config
 
     model_config = find_model_config(config.model, "--model")
     check_attention(config)
     if contender == OWN_LOOP:
-        return measure_own(config, model_config)
-    from colossal_llama.benchmarking.peers import measure_peer
-
+        check_layout(config)
     check_memory(config, contender, model_config)
-    figures = measure_peer(contender, config, model_config)
+    try:
+        figures = measure_own(config, model_config) if contender == OWN_LOOP else measure_peer(config, contender)
+    except torch.cuda.OutOfMemoryError as error:
+        raise UserError(
+            f"--model {config.model}: {contender} ran out of GPU memory; recompute activations (-g), take fewer rows "
+            "(-b), or another layout (scripts/plan.py --suggest)"
+        ) from error
     return with_flops(figures, config, model_config)
+
+
+def measure_peer(config: BenchmarkConfig, contender: str) -> RunFigures:
+    """Measure another loop in this process."""
+    from colossal_llama.benchmarking import peers
+    from colossal_llama.planning.shapes import find_model_config
+
+    return peers.measure_peer(contender, config, find_model_config(config.model, "--model"))
 
 
 def measure_own(config: BenchmarkConfig, model_config: dict[str, Any]) -> RunFigures:
     """Measure this project's loop in this process."""
     from colossal_llama.commands.benchmark_run import measure_own_loop
-    from colossal_llama.distributed.launch import launch, shut_down, world_size_from_environment
-    from colossal_llama.plugins import PLUGINS, build_options
+    from colossal_llama.distributed.launch import launch, shut_down
 
-    train_config = config.train_config()
-    options = build_options(train_config, on_host=True, flash_attention=False)
-    PLUGINS.get(config.plugin).check(options, world_size_from_environment())
-    check_memory(config, OWN_LOOP, model_config)
     env = launch(config.seed)
     try:
-        return with_flops(measure_own_loop(config, model_config, env), config, model_config)
+        return measure_own_loop(config, model_config, env)
     finally:
         shut_down()
+
+
+def check_layout(config: BenchmarkConfig) -> None:
+    """Refuse what the plugin cannot run with, before anything is launched.
+
+    Raises:
+        UserError: names the flag.
+    """
+    from colossal_llama.distributed.launch import world_size_from_environment
+    from colossal_llama.plugins import PLUGINS, build_options
+
+    options = build_options(config.train_config(), on_host=True, flash_attention=False)
+    PLUGINS.get(config.plugin).check(options, world_size_from_environment())
 
 
 def check_attention(config: BenchmarkConfig) -> None:
@@ -185,7 +207,8 @@ def measure_apart(config: BenchmarkConfig, contender: str) -> RunFigures:
     if not reason.startswith("error: "):
         sys.stderr.write(done.stderr)
     reason = reason.removeprefix("error: ")
-    if contender == OWN_LOOP or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    refused = done.returncode == USER_ERROR_EXIT_CODE  # by every rank, before they meet
+    if contender == OWN_LOOP or (int(os.environ.get("WORLD_SIZE", "1")) > 1 and not refused):
         raise UserError(f"{contender}: {reason}")
     return RunFigures(contender, failure=reason)
 

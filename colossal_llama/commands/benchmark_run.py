@@ -25,6 +25,7 @@ def measure_own_loop(config: BenchmarkConfig, model_config: dict[str, Any], env:
         UserError: the plugin cannot train this model in this layout, or it will not fit.
     """
     from colossal_llama.benchmarking.clock import PhaseClock, device_synchronizer
+    from colossal_llama.benchmarking.collectives import settled_collectives
     from colossal_llama.benchmarking.figures import RunFigures
     from colossal_llama.benchmarking.memory_trace import traced_memory
     from colossal_llama.benchmarking.recorder import StepRecorder
@@ -35,7 +36,8 @@ def measure_own_loop(config: BenchmarkConfig, model_config: dict[str, Any], env:
     spec = PLUGINS.get(config.plugin)
     clock = PhaseClock(device_synchronizer(env.device))
     recorder = StepRecorder(clock)
-    with traced_memory(config.trace_memory and env.device == "cpu") as trace:
+    traces = config.trace_memory and env.device == "cpu"
+    with traced_memory(traces) as trace, settled_collectives(traces):
         setting = build_setting(train_config, spec, inputs, env, config.total_steps)
         step, boosted, lr_scheduler = build_step(setting)
         run_steps(setting, step, lr_scheduler, recorder, config.ignore_steps + config.num_steps, seed=config.seed)

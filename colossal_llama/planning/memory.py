@@ -197,9 +197,10 @@ def head_bytes(shape: ModelShape, placement: Placement, workload: Workload) -> f
 
 
 def logit_bytes(shape: ModelShape, workload: Workload) -> float:
-    """Bytes of the logits, their fp32 copy, log-probabilities and fp32 gradient (the loss is computed in fp32)."""
+    """Bytes of three fp32 values for each logit, whatever the precision: the loss is computed in fp32.
+
+    They are the log-probabilities, their gradient and that of the logits, when the backward pass begins. Before, the
+    logits themselves and their fp32 copy are there, which is less.
+    """
     tokens = workload.rows * workload.length / workload.own_sequence_split
-    copies = 2 * FP32_BYTES + (
-        FP32_BYTES + workload.element_bytes if workload.element_bytes < FP32_BYTES else FP32_BYTES
-    )
-    return tokens * shape.vocab_size / workload.tp * copies
+    return tokens * shape.vocab_size / workload.tp * 3 * FP32_BYTES

@@ -130,6 +130,14 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
     assert error.count("\n") == 1
 
 
+def test_a_loop_that_does_not_fit_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    config = parse_config(BenchmarkConfig, ["-c", "70b", "--compare", "bare_loop"], "")
+    figures = command.measure_apart(config, "bare_loop")
+    assert not figures.seconds
+    assert "with bare_loop on 1 process(es) needs about" in figures.failure
+
+
 def test_other_documented_benchmarks_parse() -> None:
     for words in documented("benchmark"):
         config = parse_config(BenchmarkConfig, flags(words), "")

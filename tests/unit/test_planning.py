@@ -166,7 +166,7 @@ def test_the_peak_is_that_of_the_fullest_moment() -> None:
 
 def test_logits_count_the_loss_in_fp32() -> None:
     workload = Workload(rows=2, length=10, element_bytes=2)
-    assert logit_bytes(shape_of("tiny"), workload) == 2 * 10 * 512 * (2 + 4 + 4 + 4)
+    assert logit_bytes(shape_of("tiny"), workload) == 2 * 10 * 512 * (4 + 4 + 4)
     assert logit_bytes(shape_of("tiny"), replace(workload, element_bytes=4)) == 2 * 10 * 512 * (4 + 4 + 4)
 
 
