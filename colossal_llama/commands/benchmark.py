@@ -81,6 +81,8 @@ def measure_peer(config: BenchmarkConfig, contender: str) -> RunFigures:
 
 def measure_own(config: BenchmarkConfig, model_config: dict[str, Any]) -> RunFigures:
     """Measure this project's loop in this process."""
+    import gc
+
     from colossal_llama.commands.benchmark_run import measure_own_loop
     from colossal_llama.distributed.launch import launch, shut_down
 
@@ -88,6 +90,8 @@ def measure_own(config: BenchmarkConfig, model_config: dict[str, Any]) -> RunFig
     try:
         return measure_own_loop(config, model_config, env)
     finally:
+        # Leaving the process group waits for gloo's threads, which hang while a dead cycle still holds their work.
+        gc.collect()
         shut_down()
 
 

@@ -15,9 +15,7 @@ from colossal_llama.config.train import TrainConfig
 from colossal_llama.planning.memory import Workload, parameters_of_stage
 from colossal_llama.planning.shapes import ModelShape
 from colossal_llama.plugins import PluginOptions
-from colossal_llama.plugins.base import PRECISION_BYTES
-
-FP32_BYTES = 4
+from colossal_llama.plugins.base import FP32_BYTES, PRECISION_BYTES
 
 
 @dataclass(frozen=True)
@@ -90,10 +88,13 @@ def _data_bytes(shape: ModelShape, settings: TrainConfig, workload: Workload, pr
 
 
 def _tensor_bytes(shape: ModelShape, settings: TrainConfig, workload: Workload, stream: float, layers: int) -> float:
-    """Of one pass: two all-reduces a layer forward, two backward, and two more forward where it is recomputed."""
+    """Of one pass: two all-reduces a layer forward, five backward, and two more forward where it is recomputed.
+
+    Backward, the gradient of each column-parallel projection's input is reduced apart: of query, key, value, gate, up.
+    """
     if settings.tp == 1:
         return 0.0
-    all_reduces = 4 + (2 if settings.use_grad_checkpoint else 0)
+    all_reduces = 7 + (2 if settings.use_grad_checkpoint else 0)
     embeddings = 2 if settings.pp == 1 else 1  # of the input embedding's output, and of the output embedding's input
     return (layers * all_reduces + embeddings) * 2 * _share(settings.tp) * stream / settings.sp
 

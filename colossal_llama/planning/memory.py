@@ -21,9 +21,7 @@ import math
 from dataclasses import dataclass
 
 from colossal_llama.planning.shapes import ModelShape
-from colossal_llama.plugins.base import Placement
-
-FP32_BYTES = 4
+from colossal_llama.plugins.base import FP32_BYTES, Placement
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,9 @@ class Placement:
 PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of an element of weights, gradients and activations."""
 
-MASTER_BYTES = 4
+FP32_BYTES = 4
+
+MASTER_BYTES = FP32_BYTES
 """Bytes of an fp32 master weight."""
 
 

@@ -41,9 +41,9 @@ def test_model_parallelism_sends_activations() -> None:
     stream = 4096 * 4096 * 2
     tensor = plan_of("-p", "3d", "--tp", "8", "--zero", "0").traffic
     assert tensor.data == 0
-    assert tensor.tensor == (4 * 32 + 2) * 2 * 7 / 8 * stream
+    assert tensor.tensor == (7 * 32 + 2) * 2 * 7 / 8 * stream
     again = plan_of("-p", "3d", "--tp", "8", "--zero", "0", "-g").traffic
-    assert again.tensor == (6 * 32 + 2) * 2 * 7 / 8 * stream
+    assert again.tensor == (9 * 32 + 2) * 2 * 7 / 8 * stream
     pipeline = plan_of("-p", "3d", "--pp", "8", "--zero", "0", "-b", "16").traffic
     assert pipeline.pipeline == 16 * 2 * stream
     sequence = plan_of("-p", "3d", "--sp", "8", "--enable_sequence_parallelism", "--sp_mode", "all_to_all").traffic
