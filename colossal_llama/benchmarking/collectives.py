@@ -25,6 +25,16 @@ WRAPPED = (
 """Functions of torch.distributed. ``isend`` and ``irecv`` stay as they are: P2POp compares them by identity."""
 
 
+def wait_for(result: Any) -> None:
+    """Wait for a collective that runs on.
+
+    Not for what ``batch_isend_irecv`` returns, a list: gloo's sends and receives may be waited for only once, and a
+    pipeline does so itself, inside what :mod:`.split` charges to communication.
+    """
+    if hasattr(result, "wait"):
+        result.wait()
+
+
 SETTLING_SECONDS = 0.005
 
 
@@ -41,9 +51,7 @@ def settled_collectives(enabled: bool) -> Iterator[None]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
-            for work in result if isinstance(result, list) else [result]:
-                if hasattr(work, "wait"):
-                    work.wait()
+            wait_for(result)
             time.sleep(SETTLING_SECONDS)
             return result
 
@@ -104,9 +112,7 @@ class CollectiveMeter:
             try:
                 with self._clock.phase(COMMUNICATION):
                     result = function(*args, **kwargs)
-                    for work in result if isinstance(result, list) else [result]:
-                        if hasattr(work, "wait"):
-                            work.wait()
+                    wait_for(result)
             finally:
                 self._depth -= 1
             self.calls[name] = self.calls.get(name, 0) + 1

@@ -171,20 +171,22 @@ def layer_activation_bytes(shape: ModelShape, placement: Placement, workload: Wo
     two inputs of width h; attention keeps queries, keys and values repeated to all heads, and its output twice (as the
     kernel and as the output projection see it); the MLP keeps the gate before and after SiLU, the other factor and the
     product. Tensor parallelism splits all but the norms and the projections' inputs (Korthikanti et al., equation 2),
-    sequence parallelism these too (equation 4). Attention that stores its scores keeps them in fp32 and in e.
+    sequence parallelism the norms too. Of the projections' inputs it keeps more than equation 4 says: Colossal-AI
+    gathers the input of query, key, value, gate and up apart, and keeps each of them whole. Attention that stores its
+    scores keeps them in fp32 and in e.
     """
     size = workload.element_bytes
     residual = max(placement.residual_bytes, size)
     tokens = workload.rows * workload.length / workload.own_sequence_split
     hidden, query = shape.hidden_size, shape.heads * shape.head_size
     norms = 2 * (FP32_BYTES + residual) * hidden
-    inputs = 2 * size * hidden
+    inputs = size * hidden * (2 if workload.sequence_split == 1 else 5)
     attention = 5 * size * query
     mlp = 4 * size * shape.intermediate_size
     if workload.stored_scores:
         scores = FP32_BYTES if size == FP32_BYTES else FP32_BYTES + size
         attention += scores * shape.heads * workload.length
-    return tokens * ((norms + inputs) / workload.sequence_split + (attention + mlp) / workload.tp)
+    return tokens * (norms / workload.sequence_split + inputs + (attention + mlp) / workload.tp)
 
 
 def head_bytes(shape: ModelShape, placement: Placement, workload: Workload) -> float:

@@ -115,10 +115,8 @@ def _placement(options: PluginOptions, world_size: int) -> Placement:
     width = PRECISION_BYTES[options.precision]
     # The plugin wraps the model in DDP too (hybrid_parallel_plugin.py:1311), whose buckets stay.
     in_ddp = options.pp == 1 and (options.zero_stage == 0 or data_ranks == 1)
-    if options.precision == "fp32":
-        update = 0
-    else:  # an fp32 copy of the gradients; without ZeRO it takes their place
-        update = FP32_BYTES if options.zero_stage > 0 else FP32_BYTES - width
+    # The update makes an fp32 copy of the gradients, which without ZeRO takes their place.
+    update = 0 if options.precision == "fp32" else FP32_BYTES - (0 if options.zero_stage > 0 else width)
     return Placement(
         weight_bytes=width,
         gradient_bytes=width,

@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from colossal_llama.benchmarking.bare_loop import BareLoop, run_bare
 from colossal_llama.benchmarking.clock import OTHER, PhaseClock
-from colossal_llama.benchmarking.collectives import COMMUNICATION, CollectiveMeter
+from colossal_llama.benchmarking.collectives import COMMUNICATION, CollectiveMeter, wait_for
 from colossal_llama.benchmarking.figures import RunFigures
 from colossal_llama.benchmarking.memory_trace import mark, traced_memory
 from colossal_llama.benchmarking.peers import PEERS
@@ -95,6 +95,22 @@ def test_collectives_are_timed_counted_and_given_back(group: None, monkeypatch: 
     # Four ranks: an all-reduce sends 2 * 3/4 of its 400 bytes, an all-gather its input three times.
     assert meter.sent_bytes == 600 + 1200
     assert set(clock.end_step()) == {OTHER, COMMUNICATION}
+
+
+def test_sends_and_receives_are_not_waited_for() -> None:
+    """Gloo would wait for ever when they are waited for again."""
+
+    class Work:
+        waits = 0
+
+        def wait(self) -> None:
+            self.waits += 1
+
+    work, sent = Work(), Work()
+    wait_for(work)
+    wait_for([sent])
+    wait_for(None)
+    assert (work.waits, sent.waits) == (1, 0)
 
 
 def test_the_trace_counts_what_tensors_take_and_gives_back() -> None:
