@@ -60,8 +60,13 @@ def estimate_traffic(
         data=_data_bytes(shape, settings, workload, processes, passes),
         tensor=passes * _tensor_bytes(shape, settings, workload, stream, layers),
         sequence=passes * _sequence_bytes(shape, settings, workload, layers),
-        pipeline=2 * passes * stream / settings.sp if settings.pp > 1 else 0.0,
+        pipeline=_neighbours(settings) * passes * stream / settings.sp,
     )
+
+
+def _neighbours(settings: TrainConfig) -> int:
+    """Stages that a stage sends to: activations to the next, gradients to the one before."""
+    return min(settings.pp - 1, 2)
 
 
 def _share(ranks: int) -> float:

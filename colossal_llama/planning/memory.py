@@ -8,7 +8,8 @@ is then too high.
 
 Not everything is there at once, so the peak is that of the fullest moment: the end of the forward pass, when all
 activations are kept and the loss is computed but nothing has a gradient yet; with gradient checkpointing the first
-layer that is computed again; or the update, when the gradients are whole and activations are gone. In between,
+layer that is computed again; or the update, when the gradients are whole and activations are gone (with tied embeddings
+perhaps the end of the backward pass, when the two gradients of one matrix are summed). In between,
 activations are freed as fast as gradients come. ``benchmarks/plan_check.py`` compares with what trainings really take.
 
 Not counted: what the allocator wastes, communication buffers of fixed size, workspaces of kernels, masks, and CUDA's
@@ -37,7 +38,8 @@ class Workload:
         own_sequence_split: ranks of ``all_to_all`` sequence parallelism, which split every activation.
         in_flight: pipeline micro-batches whose activations the first stage holds at once.
         stored_scores: attention keeps its scores (eager attention), ``length ** 2`` for each head.
-        accumulates: gradients of earlier passes of the step are there in the forward pass.
+        accumulates: gradients of earlier passes of the step, or of a pipeline's earlier micro-batches, are there in the
+            forward pass.
         state_bytes: of the optimizer for each trained parameter; AdamW has two fp32 moments.
         trained: parameters that are trained: ``all``, ``embeddings`` or ``adapters``.
         lora_rank: of the adapters.
@@ -73,6 +75,7 @@ class MemoryEstimate:
         checkpointed_activations: the same with gradient checkpointing: the inputs of all layers.
         recomputed_layer: with gradient checkpointing, what the layer under way keeps.
         logits: and what the loss keeps beside them.
+        tied_gradients: what the sum of the two gradients of tied embeddings takes when the backward pass ends.
         update: what the optimizer makes of the gradients and frees again.
         accumulates: gradients of earlier passes are there in the forward pass.
     """
@@ -87,6 +90,7 @@ class MemoryEstimate:
     checkpointed_activations: float
     recomputed_layer: float
     logits: float
+    tied_gradients: float
     update: float
     accumulates: bool = False
 
@@ -99,7 +103,7 @@ class MemoryEstimate:
         """Bytes at the peak, with or without gradient checkpointing."""
         earlier = self.gradients if self.accumulates else 0.0
         kept = self.checkpointed_activations if checkpointing else self.activations
-        moments = [self.casts + earlier + kept + self.logits, self.gradients + self.update]
+        moments = [self.casts + earlier + kept + self.logits, self.gradients + max(self.tied_gradients, self.update)]
         if checkpointing:
             moments.append(self.casts + earlier + kept + self.recomputed_layer)
         return self.between_steps + max(moments)
@@ -124,7 +128,9 @@ def _of_stage(shape: ModelShape, placement: Placement, workload: Workload, first
     weights = placement.weight_bytes * (trained / placement.weights_over + frozen)
     gradients = placement.gradient_bytes * trained / placement.gradients_over
     # Rows of the input embedding are looked up, which autocast leaves in fp32.
-    looked_up = 0.0 if shape.tied or not first else shape.embedding_parameters / workload.tp
+    embedding = shape.embedding_parameters / workload.tp
+    looked_up = 0.0 if shape.tied or not first else embedding
+    summed = embedding if shape.tied and first and last and workload.trained != "adapters" else 0.0
     states = (placement.master_bytes + workload.state_bytes) * trained / placement.optimizer_over
     layers = math.ceil(shape.layers / workload.pp)
     tokens = workload.rows * workload.length / workload.own_sequence_split
@@ -143,6 +149,8 @@ def _of_stage(shape: ModelShape, placement: Placement, workload: Workload, first
         checkpointed_activations=in_flight * layers * stored_input,
         recomputed_layer=layer,
         logits=head_bytes(shape, placement, workload) + logit_bytes(shape, workload) if last else 0.0,
+        # The second gradient and the sum, beside the first.
+        tied_gradients=2 * placement.weight_bytes * summed,
         update=placement.update_bytes * trained / placement.optimizer_over,
         accumulates=workload.accumulates,
     )

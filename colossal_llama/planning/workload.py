@@ -41,7 +41,7 @@ def workload_of(settings: TrainConfig, options: PluginOptions) -> Workload:
         own_sequence_split=own,
         # Sequence parallelism trains with eager attention, unless by a kernel; see distributed.upstream_fixes.
         stored_scores=options.sp_mode is not None and not options.flash_attention,
-        accumulates=settings.accumulation_steps > 1 and settings.pp == 1,
+        accumulates=settings.accumulation_steps > 1 or (settings.pp > 1 and micro_batches > 1),
         state_bytes=OPTIMIZERS.get(settings.optimizer).state_bytes,
         trained=trained,
         lora_rank=settings.lora_rank,

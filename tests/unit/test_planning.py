@@ -154,13 +154,14 @@ def test_checkpointing_keeps_one_layer_and_the_inputs_of_all() -> None:
 def test_the_peak_is_that_of_the_fullest_moment() -> None:
     memory = MemoryEstimate(
         weights=1, casts=2, gradients=16, buckets=4, optimizer=8, host_optimizer=100, activations=64,
-        checkpointed_activations=5, recomputed_layer=7, logits=3, update=32,
+        checkpointed_activations=5, recomputed_layer=7, logits=3, tied_gradients=31, update=32,
     )  # fmt: skip
     stays = 1 + 4 + 8
     assert memory.between_steps == stays
     assert memory.total(False) == stays + 2 + 64 + 3  # the loss is computed
     assert memory.total(True) == stays + 16 + 32  # the update
-    assert replace(memory, update=0, gradients=0).total(True) == stays + 2 + 5 + 7  # a layer is computed again
+    assert replace(memory, update=0).total(True) == stays + 16 + 31  # the gradients of tied embeddings are summed
+    assert replace(memory, update=0, tied_gradients=0, gradients=0).total(True) == stays + 2 + 5 + 7
     assert replace(memory, accumulates=True).total(False) == stays + 2 + 64 + 3 + 16
 
 
