@@ -18,54 +18,14 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-PHASES = ("forward", "backward", "optimizer")
+from colossal_llama.benchmarking.split import BACKWARD, FORWARD, OPTIMIZER
 
-
-@dataclass
-class Clock:
-    """Seconds of each phase and of each whole step.
-
-    A step lasts from the end of the one before to its own end, so that loading, schedule and metrics are in it.
-    """
-
-    synchronize: Callable[[], None]
-    steps: list[dict[str, float]] = field(default_factory=list)
-    current: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-    last: float = 0.0
-
-    def now(self) -> float:
-        """Time when the device has finished what it was given."""
-        self.synchronize()
-        return time.perf_counter()
-
-    def timed(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, charging its time to ``phase``."""
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            started = self.now()
-            result = function(*args, **kwargs)
-            self.current[phase] += self.now() - started
-            return result
-
-        return wrapped
-
-    def ending_steps(self, run: Callable[..., Any]) -> Callable[..., Any]:
-        """``run``, each call of which ends a step."""
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            result = run(*args, **kwargs)
-            now = self.now()
-            self.steps.append({**self.current, "step": now - self.last})
-            self.current = dict.fromkeys(PHASES, 0.0)
-            self.last = now
-            return result
-
-        return wrapped
+PHASES = (FORWARD, BACKWARD, OPTIMIZER)
 
 
 def build_boosted(arguments: argparse.Namespace, device: str, total_steps: int) -> tuple[Any, Any]:
@@ -95,31 +55,6 @@ def build_boosted(arguments: argparse.Namespace, device: str, total_steps: int) 
     return Boosted(booster, model, optimizer, spec.layout(plugin, options), spec, options, device), lr_scheduler
 
 
-def run_bare(boosted: Any, lr_scheduler: Any, steps: list[list[Any]], now: Callable[[], float]) -> list[float]:
-    """The loop that anyone would write first; returns the seconds of each step."""
-    import torch
-
-    dtype = {"bf16": torch.bfloat16}.get(boosted.options.precision)
-    parameters = [param for group in boosted.optimizer.param_groups for param in group["params"]]
-    boosted.model.train()
-    seconds = []
-    for micro_batches in steps:
-        started = now()
-        for batch in micro_batches:
-            targets = batch["targets"].to(boosted.device)
-            with torch.autocast(boosted.device.split(":")[0], dtype=dtype, enabled=dtype is not None):
-                logits = boosted.model(input_ids=batch["input_ids"].to(boosted.device), use_cache=False)["logits"]
-            loss = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
-            boosted.booster.backward(loss / len(micro_batches), boosted.optimizer)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        boosted.optimizer.step()
-        boosted.optimizer.zero_grad()
-        lr_scheduler.step()
-        loss.item()
-        seconds.append(now() - started)
-    return seconds
-
-
 @dataclass
 class Figures:
     """Seconds of steps and processor seconds of rounds: the project's loop with its phases, and the bare one."""
@@ -131,72 +66,108 @@ class Figures:
     wait: float = 0.0
 
 
-def measure(arguments: argparse.Namespace, logs: Path) -> Figures:
-    """Train on random rows, round by round with either loop; warm-up steps are not counted."""
-    from colossal_llama.distributed.launch import launch, shut_down
+class Bench:
+    """Both loops around the same booster, model and optimizer."""
 
-    env = launch(seed=0)
-    import torch
+    def __init__(self, arguments: argparse.Namespace, env: Any, logs: Path) -> None:
+        from colossal_llama.benchmarking.clock import PhaseClock, device_synchronizer
+        from colossal_llama.benchmarking.recorder import StepRecorder
+        from colossal_llama.benchmarking.split import time_phases
+        from colossal_llama.metrics.tracker import MetricTracker
+        from colossal_llama.metrics.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter
+        from colossal_llama.model.loader import read_model_config
+        from colossal_llama.plugins.steps import DataParallelStep
 
-    from colossal_llama.data.collator import PackedCollator
-    from colossal_llama.data.loader import StepLoader
-    from colossal_llama.data.random_rows import RandomRows
-    from colossal_llama.data.sampler import BucketSampler
-    from colossal_llama.metrics.tracker import MetricTracker
-    from colossal_llama.metrics.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter
-    from colossal_llama.model.loader import read_model_config
-    from colossal_llama.plugins.steps import DataParallelStep
-    from colossal_llama.schedule import TrainSchedule
-    from colossal_llama.state import TrainState
-    from colossal_llama.trainer import Intervals, Trainer
+        total_steps = 2 * (arguments.warmup + arguments.rounds * arguments.steps)
+        self.arguments, self.env, self.logs = arguments, env, logs
+        self.boosted, self.lr_scheduler = build_boosted(arguments, env.device, total_steps)
+        self.model_config = read_model_config(Path(arguments.pretrained), "--pretrained")
+        self.clock = PhaseClock(device_synchronizer(env.device))
+        self.recorder = StepRecorder(self.clock)
+        writers = [ConsoleWriter(total_steps, 0), JsonlWriter(logs, 0), TensorBoardWriter(logs, 0)]
+        self.tracker = MetricTracker([self.recorder, *writers])
+        self._plain_backward = self.boosted.booster.backward
+        self.step = DataParallelStep(self.boosted)
+        time_phases(self.step, self.boosted, self.clock)
 
-    size = arguments.micro_batch_size * arguments.accumulation_steps
-    clock = Clock(torch.cuda.synchronize if torch.cuda.is_available() else lambda: None)
-    total_steps = 2 * (arguments.warmup + arguments.rounds * arguments.steps)
-    boosted, lr_scheduler = build_boosted(arguments, env.device, total_steps)
-    step: Any = DataParallelStep(boosted)
-    step._forward = clock.timed("forward", step._forward)
-    step._update = clock.timed("optimizer", step._update)
-    step.run = clock.ending_steps(step.run)
-    backward = boosted.booster.backward
-    vocab_size = read_model_config(Path(arguments.pretrained), "--pretrained")["vocab_size"]
-    tracker = MetricTracker([ConsoleWriter(total_steps, 0), JsonlWriter(logs, 0), TensorBoardWriter(logs, 0)])
-    figures = Figures()
-    for number, steps in enumerate([arguments.warmup] + [arguments.steps] * arguments.rounds):
+    def loader(self, steps: int, seed: int) -> tuple[Any, Any, Any]:
+        """The loader of a round, its order and its schedule; the same for the same seed."""
+        from colossal_llama.benchmarking.rows import random_rows
+        from colossal_llama.data.collator import PackedCollator
+        from colossal_llama.data.loader import StepLoader
+        from colossal_llama.data.sampler import BucketSampler
+        from colossal_llama.schedule import TrainSchedule
+
+        arguments = self.arguments
+        size = arguments.micro_batch_size * arguments.accumulation_steps
         schedule = TrainSchedule(
             steps * size, 1, arguments.micro_batch_size, arguments.accumulation_steps, num_epochs=1
         )
-        rows = RandomRows(schedule.num_samples, arguments.max_length, vocab_size, seed=number)
+        rows = random_rows(self.model_config, arguments.max_length, schedule.num_samples, seed)
         sampler = BucketSampler(rows.bucket_sizes, 0)
         collate = PackedCollator(0, arguments.max_length, "max_length")
-        loader = StepLoader(rows, sampler, collate, schedule, env.rank)
+        return StepLoader(rows, sampler, collate, schedule, self.env.rank), sampler, schedule
+
+    def run_ours(self, steps: int, seed: int) -> None:
+        """A round of the project's loop."""
+        from colossal_llama.state import TrainState
+        from colossal_llama.trainer import Intervals, Trainer
+
+        loader, sampler, schedule = self.loader(steps, seed)
         trainer = Trainer(
-            step=step,
-            lr_scheduler=lr_scheduler,
+            step=self.step,
+            lr_scheduler=self.lr_scheduler,
             loader=loader,
             sampler=sampler,
             schedule=schedule,
             state=TrainState(),
-            tracker=tracker,
+            tracker=self.tracker,
             intervals=Intervals(),
-            save=lambda state: logs,
-            device=env.device,
+            save=lambda state: self.logs,
+            device=self.env.device,
         )
-        ready = [loaded.micro_batches for loaded in loader.epoch(0)]
-        began = time.process_time()
-        bare = run_bare(boosted, lr_scheduler, ready, clock.now)
-        between = time.process_time()
-        boosted.booster.backward = clock.timed("backward", backward)
-        clock.last = clock.now()
+        self.clock.start()
         trainer.fit()
-        boosted.booster.backward = backward
+
+    def run_bare(self, steps: Sequence[Sequence[Any]]) -> list[float]:
+        """A round of the bare loop on batches that lie ready; returns the seconds of its steps."""
+        import torch
+
+        from colossal_llama.benchmarking.bare_loop import BareLoop, run_bare
+
+        boosted = self.boosted
+        loop = BareLoop(
+            boosted.model,
+            boosted.optimizer,
+            boosted.device,
+            {"bf16": torch.bfloat16}.get(boosted.options.precision),
+            max_norm=1.0,
+            backward=lambda loss: self._plain_backward(loss, boosted.optimizer),
+            after_step=self.lr_scheduler.step,
+        )
+        return run_bare(loop, steps)[1]
+
+
+def measure(arguments: argparse.Namespace, logs: Path) -> Figures:
+    """Train on random rows, round by round with either loop; warm-up steps are not counted."""
+    from colossal_llama.distributed.launch import launch, shut_down
+
+    bench = Bench(arguments, launch(seed=0), logs)
+    figures = Figures()
+    for number, steps in enumerate([arguments.warmup] + [arguments.steps] * arguments.rounds):
+        ready = [loaded.micro_batches for loaded in bench.loader(steps, seed=number)[0].epoch(0)]
+        began = time.process_time()
+        bare = bench.run_bare(ready)
+        between = time.process_time()
+        bench.run_ours(steps, seed=number)
+        ours = bench.recorder.taken().phases
         if number:
             figures.bare += bare
+            figures.ours += [phases | {"step": sum(phases.values())} for phases in ours]
             figures.bare_processor += between - began
             figures.ours_processor += time.process_time() - between
-    tracker.close()
+    bench.tracker.close()
     shut_down()
-    figures.ours = clock.steps[arguments.warmup :]
     lines = [json.loads(line) for line in (logs / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     figures.wait = sum(line["loader_wait_seconds"] for line in lines[arguments.warmup :])
     return figures

@@ -132,6 +132,17 @@ def _retired_name(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old-{os.getpid()}")
 
 
+def write_text_atomically(path: Path, text: str) -> None:
+    """Write a text file that is complete or absent; missing parent folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
 def flush_file(path: Path) -> None:
     """Return when the file's content is on the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)

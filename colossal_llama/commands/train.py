@@ -271,32 +271,51 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
 
 def build_setting(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEnv) -> Setting:
     """Everything that must exist before the model is loaded."""
-    from colossal_llama.plugins import build_options, check_document_mask, check_model, read_architecture
-    from colossal_llama.schedule import TrainSchedule
+    from colossal_llama.plugins import check_document_mask
 
-    options = build_options(config, on_host=env.device == "cpu", flash_attention=use_flash_attention(config, env))
-    architecture = read_architecture(config.pretrained, inputs.model_config)
-    check_model(config.plugin, spec, options, config.pretrained, architecture, config.max_length)
-    plugin = spec.make(options)
-    layout = replace(spec.layout(plugin, options), vocab_size=architecture.vocab_size)
+    options, plugin, layout = build_parallelism(config, spec, inputs, env)
     tokenizer, pad_token_id = build_tokenizer(config, inputs)
     rows = build_rows(config, inputs, tokenizer)
     document_mask = use_document_mask(config, rows, env)
     if document_mask:
         check_document_mask(config.plugin, spec, options, inputs.model_config, config.max_length)
-    schedule = TrainSchedule(
-        num_samples=len(rows),
+    schedule = build_train_schedule(config, len(rows), layout)
+    held_out = build_held_out(config, inputs, tokenizer, document_mask)
+    return Setting(
+        config, inputs, env, spec, options, plugin, layout, tokenizer, pad_token_id, rows, document_mask, schedule,
+        held_out,
+    )  # fmt: skip
+
+
+def build_parallelism(
+    config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEnv
+) -> tuple[PluginOptions, Any, ParallelLayout]:
+    """The plugin, what it is built from, and where this rank stands in it.
+
+    Raises:
+        UserError: the plugin cannot train this model in this layout.
+    """
+    from colossal_llama.plugins import build_options, check_model, read_architecture
+
+    options = build_options(config, on_host=env.device == "cpu", flash_attention=use_flash_attention(config, env))
+    architecture = read_architecture(config.pretrained, inputs.model_config)
+    check_model(config.plugin, spec, options, config.pretrained, architecture, config.max_length)
+    plugin = spec.make(options)
+    return options, plugin, replace(spec.layout(plugin, options), vocab_size=architecture.vocab_size)
+
+
+def build_train_schedule(config: TrainConfig, rows: int, layout: ParallelLayout) -> TrainSchedule:
+    """The step arithmetic of the run."""
+    from colossal_llama.schedule import TrainSchedule
+
+    return TrainSchedule(
+        num_samples=rows,
         data_parallel_size=layout.data_size,
         micro_batch_size=config.micro_batch_size,
         accumulation_steps=config.accumulation_steps,
         num_epochs=config.num_epochs,
         warmup_steps=config.warmup_steps,
     )
-    held_out = build_held_out(config, inputs, tokenizer, document_mask)
-    return Setting(
-        config, inputs, env, spec, options, plugin, layout, tokenizer, pad_token_id, rows, document_mask, schedule,
-        held_out,
-    )  # fmt: skip
 
 
 def use_flash_attention(config: TrainConfig, env: DistEnv) -> bool:
@@ -396,8 +415,6 @@ def announce(setting: Setting) -> None:
 def build_boosted(setting: Setting) -> tuple[Any, Any, Any, Any, Callable[[Path], None]]:
     """Booster, model, optimizer and schedule, and what completes an exported folder."""
     from colossal_llama.checkpoint.export import finish_export
-    from colossal_llama.model.lora import bare_model
-    from colossal_llama.model.rope import restore_rope_precision
     from colossal_llama.plugins import build_booster
 
     model = build_model(setting)
@@ -414,16 +431,24 @@ def build_boosted(setting: Setting) -> tuple[Any, Any, Any, Any, Callable[[Path]
     booster = build_booster(setting.plugin, setting.spec, setting.options)
     model = add_adapters(setting, booster, model)
     freeze_old_rows(setting, model)
+    model, optimizer, lr_scheduler = boost(setting, booster, model)
+    return booster, model, optimizer, lr_scheduler, finish
+
+
+def boost(setting: Setting, booster: Any, model: Any) -> tuple[Any, Any, Any]:
+    """Model, optimizer and learning-rate schedule, distributed as the plugin does it."""
+    from colossal_llama.model.lora import bare_model
+    from colossal_llama.model.rope import restore_rope_precision
+
     optimizer = build_optimizer(setting.config, model)
     lr_scheduler = build_schedule(setting, optimizer)
     model, optimizer, _, _, lr_scheduler = booster.boost(model, optimizer, lr_scheduler=lr_scheduler)
     restore_rope_precision(bare_model(model))
-    return booster, model, optimizer, lr_scheduler, finish
+    return model, optimizer, lr_scheduler
 
 
 def build_model(setting: Setting) -> Any:
     """The model with its trainable part chosen, ready to be boosted."""
-    from colossal_llama.model.freeze import freeze_non_embedding_parameters
     from colossal_llama.model.loader import load_model
     from colossal_llama.plugins import attention_for
 
@@ -435,12 +460,20 @@ def build_model(setting: Setting) -> Any:
         "fp32" if spec.keeps_fp32_weights else config.mixed_precision,
         attention,
     )
+    choose_trained(setting, model)
+    return model
+
+
+def choose_trained(setting: Setting, model: Any) -> None:
+    """Freeze what is not trained, and recompute activations, where asked for."""
+    from colossal_llama.model.freeze import freeze_non_embedding_parameters
+
+    config = setting.config
     if config.freeze_non_embeds_params:
         trainable, total = freeze_non_embedding_parameters(model)
         setting.env.say(f"training the embeddings only: {trainable:,} of {total:,} parameters")
     if config.use_grad_checkpoint:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    return model
 
 
 def attach_neftune(setting: Setting, model: Any) -> dict[str, Any]:

@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 from colossal_llama.config.cli import flag, values_from_mapping
 from colossal_llama.config.io import read_yaml_mapping
 from colossal_llama.config.train import AUTO, TrainConfig
+from colossal_llama.config.workload import MODEL_NAMES
 from colossal_llama.errors import UserError
 
 C = TypeVar("C")
-
-MODEL_NAMES = ("tiny", "7b", "13b", "70b", "llama3-8b")
 
 SET_BY_PLAN = (
     "pretrained", "load_checkpoint", "initial_weights", "save_dir", "tensorboard_dir", "config_file", "overwrite",

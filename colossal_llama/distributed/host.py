@@ -212,7 +212,7 @@ def _override_record_stream() -> None:
     torch.Tensor.record_stream = record_stream  # type: ignore[method-assign,assignment]
 
 
-def _override_gloo_collectives() -> None:
+def override_gloo_collectives() -> None:
     """Gloo has no reduce_scatter, reduce_scatter_tensor and list all_to_all (torch 2.5); ZeRO-2, Gemini and
     sequence parallelism use them. Built here from all_reduce and all_gather, for gloo groups only.
     """
@@ -431,7 +431,7 @@ def _override_pinned_memory() -> None:
 OVERRIDES: tuple[Callable[[], None], ...] = (
     _override_zero_device_check,
     _override_record_stream,
-    _override_gloo_collectives,
+    override_gloo_collectives,
     _override_pipeline_backend_check,
     _override_adam_kernel,
     _override_gemini_memory_tiers,

@@ -4,8 +4,16 @@ Weights, gradients and optimizer states are counted; the ways of placing them ar
 2019, arXiv:1910.02054). Activations are counted the way of Korthikanti et al. 2022 (arXiv:2205.05198, section 4): the
 tensors that the backward pass keeps, per layer, but for the operations that transformers' Llama runs (RMSNorm, rotary
 embeddings, repeated key and value heads, gated MLP, no dropout). Where layers are frozen fewer are kept, so the figure
-is then too high. Not counted: what the allocator wastes, communication buffers of fixed size, workspaces of kernels,
-masks, and CUDA's own context.
+is then too high.
+
+Not everything is there at once, so the peak is that of the fullest moment: the end of the forward pass, when all
+activations are kept and the loss is computed but nothing has a gradient yet; with gradient checkpointing the first
+layer that is computed again; or the update, when the gradients are whole and activations are gone (with tied embeddings
+perhaps the end of the backward pass, when the two gradients of one matrix are summed). In between,
+activations are freed as fast as gradients come. ``benchmarks/plan_check.py`` compares with what trainings really take.
+
+Not counted: what the allocator wastes, communication buffers of fixed size, workspaces of kernels, masks, and CUDA's
+own context.
 """
 
 from __future__ import annotations
@@ -14,9 +22,7 @@ import math
 from dataclasses import dataclass
 
 from colossal_llama.planning.shapes import ModelShape
-from colossal_llama.plugins.base import Placement
-
-FP32_BYTES = 4
+from colossal_llama.plugins.base import FP32_BYTES, Placement
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class Workload:
         own_sequence_split: ranks of ``all_to_all`` sequence parallelism, which split every activation.
         in_flight: pipeline micro-batches whose activations the first stage holds at once.
         stored_scores: attention keeps its scores (eager attention), ``length ** 2`` for each head.
+        accumulates: gradients of earlier passes of the step, or of a pipeline's earlier micro-batches, are there in the
+            forward pass.
         state_bytes: of the optimizer for each trained parameter; AdamW has two fp32 moments.
         trained: parameters that are trained: ``all``, ``embeddings`` or ``adapters``.
         lora_rank: of the adapters.
@@ -46,6 +54,7 @@ class Workload:
     own_sequence_split: int = 1
     in_flight: int = 1
     stored_scores: bool = False
+    accumulates: bool = False
     state_bytes: float = 8
     trained: str = "all"
     lora_rank: int = 0
@@ -56,32 +65,48 @@ class MemoryEstimate:
     """Bytes of the fullest rank.
 
     Attributes:
-        weights: parameters, and their half-precision copies under autocast.
-        gradients: and the buckets they are reduced in.
+        weights: parameters.
+        casts: their half-precision copies under autocast, until the end of the backward pass.
+        gradients: of the step.
+        buckets: that gradients are reduced in, where they stay from step to step.
         optimizer: moments and fp32 masters on the device.
         host_optimizer: the same where they are kept in host memory.
         activations: kept for the backward pass.
-        checkpointed_activations: the same with gradient checkpointing.
+        checkpointed_activations: the same with gradient checkpointing: the inputs of all layers.
+        recomputed_layer: with gradient checkpointing, what the layer under way keeps.
         logits: and what the loss keeps beside them.
+        tied_gradients: what the sum of the two gradients of tied embeddings takes when the backward pass ends.
+        update: what the optimizer makes of the gradients and frees again.
+        accumulates: gradients of earlier passes are there in the forward pass.
     """
 
     weights: float
+    casts: float
     gradients: float
+    buckets: float
     optimizer: float
     host_optimizer: float
     activations: float
     checkpointed_activations: float
+    recomputed_layer: float
     logits: float
+    tied_gradients: float
+    update: float
+    accumulates: bool = False
 
     @property
-    def states(self) -> float:
+    def between_steps(self) -> float:
         """Bytes that stay from step to step."""
-        return self.weights + self.gradients + self.optimizer
+        return self.weights + self.buckets + self.optimizer
 
     def total(self, checkpointing: bool) -> float:
         """Bytes at the peak, with or without gradient checkpointing."""
-        activations = self.checkpointed_activations if checkpointing else self.activations
-        return self.states + activations + self.logits
+        earlier = self.gradients if self.accumulates else 0.0
+        kept = self.checkpointed_activations if checkpointing else self.activations
+        moments = [self.casts + earlier + kept + self.logits, self.gradients + max(self.tied_gradients, self.update)]
+        if checkpointing:
+            moments.append(self.casts + earlier + kept + self.recomputed_layer)
+        return self.between_steps + max(moments)
 
 
 def estimate_memory(
@@ -101,6 +126,11 @@ def _of_stage(shape: ModelShape, placement: Placement, workload: Workload, first
     total, trained = parameters_of_stage(shape, workload, first, last)
     frozen = total - trained
     weights = placement.weight_bytes * (trained / placement.weights_over + frozen)
+    gradients = placement.gradient_bytes * trained / placement.gradients_over
+    # Rows of the input embedding are looked up, which autocast leaves in fp32.
+    embedding = shape.embedding_parameters / workload.tp
+    looked_up = 0.0 if shape.tied or not first else embedding
+    summed = embedding if shape.tied and first and last and workload.trained != "adapters" else 0.0
     states = (placement.master_bytes + workload.state_bytes) * trained / placement.optimizer_over
     layers = math.ceil(shape.layers / workload.pp)
     tokens = workload.rows * workload.length / workload.own_sequence_split
@@ -109,13 +139,20 @@ def _of_stage(shape: ModelShape, placement: Placement, workload: Workload, first
     stored_input = max(placement.residual_bytes, workload.element_bytes) * tokens * shape.hidden_size
     stored_input /= workload.sequence_split
     return MemoryEstimate(
-        weights=weights + placement.cast_bytes * total,
-        gradients=placement.gradient_bytes * trained / placement.gradients_over + placement.bucket_bytes * trained,
+        weights=weights,
+        casts=placement.cast_bytes * (total - looked_up),
+        gradients=gradients,
+        buckets=placement.bucket_bytes * trained,
         optimizer=0.0 if placement.optimizer_on_host else states,
         host_optimizer=states if placement.optimizer_on_host else 0.0,
         activations=in_flight * layers * layer,
-        checkpointed_activations=in_flight * layers * stored_input + layer,
-        logits=logit_bytes(shape, workload) if last else 0.0,
+        checkpointed_activations=in_flight * layers * stored_input,
+        recomputed_layer=layer,
+        logits=head_bytes(shape, placement, workload) + logit_bytes(shape, workload) if last else 0.0,
+        # The second gradient and the sum, beside the first.
+        tied_gradients=2 * placement.weight_bytes * summed,
+        update=placement.update_bytes * trained / placement.optimizer_over,
+        accumulates=workload.accumulates,
     )
 
 
@@ -142,26 +179,36 @@ def layer_activation_bytes(shape: ModelShape, placement: Placement, workload: Wo
     two inputs of width h; attention keeps queries, keys and values repeated to all heads, and its output twice (as the
     kernel and as the output projection see it); the MLP keeps the gate before and after SiLU, the other factor and the
     product. Tensor parallelism splits all but the norms and the projections' inputs (Korthikanti et al., equation 2),
-    sequence parallelism these too (equation 4). Attention that stores its scores keeps them in fp32 and in e.
+    sequence parallelism the norms too. Of the projections' inputs it keeps more than equation 4 says: Colossal-AI
+    gathers the input of query, key, value, gate and up apart, and keeps each of them whole. Attention that stores its
+    scores keeps them in fp32 and in e.
     """
     size = workload.element_bytes
     residual = max(placement.residual_bytes, size)
     tokens = workload.rows * workload.length / workload.own_sequence_split
     hidden, query = shape.hidden_size, shape.heads * shape.head_size
     norms = 2 * (FP32_BYTES + residual) * hidden
-    inputs = 2 * size * hidden
+    inputs = size * hidden * (2 if workload.sequence_split == 1 else 5)
     attention = 5 * size * query
     mlp = 4 * size * shape.intermediate_size
     if workload.stored_scores:
         scores = FP32_BYTES if size == FP32_BYTES else FP32_BYTES + size
         attention += scores * shape.heads * workload.length
-    return tokens * ((norms + inputs) / workload.sequence_split + (attention + mlp) / workload.tp)
+    return tokens * (norms / workload.sequence_split + inputs + (attention + mlp) / workload.tp)
+
+
+def head_bytes(shape: ModelShape, placement: Placement, workload: Workload) -> float:
+    """Bytes that the last norm keeps, fp32 input and normalised value, and the output embedding, its input."""
+    tokens = workload.rows * workload.length / workload.own_sequence_split / workload.sequence_split
+    residual = max(placement.residual_bytes, workload.element_bytes)
+    return tokens * shape.hidden_size * (FP32_BYTES + residual + workload.element_bytes)
 
 
 def logit_bytes(shape: ModelShape, workload: Workload) -> float:
-    """Bytes of the logits, their fp32 copy, log-probabilities and fp32 gradient (the loss is computed in fp32)."""
+    """Bytes of three fp32 values for each logit, whatever the precision: the loss is computed in fp32.
+
+    They are the log-probabilities, their gradient and that of the logits, when the backward pass begins. Before, the
+    logits themselves and their fp32 copy are there, which is less.
+    """
     tokens = workload.rows * workload.length / workload.own_sequence_split
-    copies = 2 * FP32_BYTES + (
-        FP32_BYTES + workload.element_bytes if workload.element_bytes < FP32_BYTES else FP32_BYTES
-    )
-    return tokens * shape.vocab_size / workload.tp * copies
+    return tokens * shape.vocab_size / workload.tp * 3 * FP32_BYTES

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from colossal_llama.constants import CONFIG_FILE
 from colossal_llama.errors import UserError
 
 _LLAMA2 = {"model_type": "llama", "vocab_size": 32_000, "tie_word_embeddings": False}
@@ -13,6 +16,14 @@ KNOWN_SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
         "model_type": "llama", "vocab_size": 512, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False,
+    },
+    "smollm2-135m": {
+        "model_type": "llama", "vocab_size": 49_152, "hidden_size": 576, "intermediate_size": 1536,
+        "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
+    },
+    "1b": {
+        "model_type": "llama", "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192,
+        "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True,
     },
     "7b": _LLAMA2 | {
         "hidden_size": 4096, "intermediate_size": 11_008, "num_hidden_layers": 32, "num_attention_heads": 32,
@@ -31,12 +42,39 @@ KNOWN_SHAPES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False,
     },
 }  # fmt: skip
-"""The parts of ``config.json`` that decide a model's size: Llama 2 (Touvron et al. 2023, arXiv:2307.09288) and Llama 3
-8B (Grattafiori et al. 2024, arXiv:2407.21783) as published, and the model of the tests."""
+"""The parts of ``config.json`` that decide a model's size: Llama 2 (Touvron et al. 2023, arXiv:2307.09288), Llama 3 8B
+(Grattafiori et al. 2024, arXiv:2407.21783), Llama 3.2 1B and SmolLM2-135M (Ben Allal et al. 2025, arXiv:2502.02737) as
+published, and the model of the tests."""
 
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
 )  # fmt: skip
+
+
+def find_model_config(name: str, flag: str) -> dict[str, Any]:
+    """The sizes of a model, by its name or from its file.
+
+    Args:
+        name: of :data:`KNOWN_SHAPES`, a ``config.json`` (by any name), or a folder that holds one.
+        flag: that gave it, for messages.
+
+    Raises:
+        UserError: neither a known name nor a file, or the file is not a model's configuration.
+    """
+    if name.lower() in KNOWN_SHAPES:
+        return dict(KNOWN_SHAPES[name.lower()])
+    path = Path(name) / CONFIG_FILE if Path(name).is_dir() else Path(name)
+    if not path.is_file():
+        raise UserError(
+            f"{flag} {name}: neither a known model ({', '.join(KNOWN_SHAPES)}) nor a config.json or a folder with one"
+        )
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{flag} {path}: not valid JSON ({error}); expected a model's config.json") from error
+    if not isinstance(content, dict) or "model_type" not in content:
+        raise UserError(f"{flag} {path}: has no model_type; expected the config.json of a Hugging Face model")
+    return content
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,8 @@ class Placement:
         master_bytes: for each trained parameter, of the fp32 weights that the optimizer holds; its states come on top.
         weights_over, gradients_over, optimizer_over: ranks that share one copy of them; frozen weights are whole on
             every rank.
-        bucket_bytes: for each trained parameter, of buffers that gradients are reduced in.
+        bucket_bytes: for each trained parameter, of buffers that gradients are reduced in and that stay.
+        update_bytes: for each trained parameter of the optimizer's share, of what the update makes besides.
         cast_bytes: for each parameter, of half-precision copies that autocast makes.
         residual_bytes: for each element of the residual stream, if wider than the precision (autocast adds in fp32).
         optimizer_on_host: optimizer states are in host memory.
@@ -98,6 +99,7 @@ class Placement:
     gradients_over: int = 1
     optimizer_over: int = 1
     bucket_bytes: int = 0
+    update_bytes: int = 0
     cast_bytes: int = 0
     residual_bytes: int = 0
     optimizer_on_host: bool = False
@@ -106,7 +108,9 @@ class Placement:
 PRECISION_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of an element of weights, gradients and activations."""
 
-MASTER_BYTES = 4
+FP32_BYTES = 4
+
+MASTER_BYTES = FP32_BYTES
 """Bytes of an fp32 master weight."""
 
 

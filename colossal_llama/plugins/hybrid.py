@@ -7,6 +7,7 @@ from typing import Any
 from colossal_llama.constants import FLAT, SPLIT, WHOLE
 from colossal_llama.errors import UserError
 from colossal_llama.plugins.base import (
+    FP32_BYTES,
     MASTER_BYTES,
     PLUGINS,
     PRECISION_BYTES,
@@ -110,13 +111,20 @@ def _layout(plugin: Any, options: PluginOptions) -> ParallelLayout:
 def _placement(options: PluginOptions, world_size: int) -> Placement:
     # ZeRO shards over data parallel and sequence parallel ranks together.
     replicas = world_size // (options.tp * options.pp)
+    data_ranks = replicas // options.sp
     width = PRECISION_BYTES[options.precision]
+    # The plugin wraps the model in DDP too (hybrid_parallel_plugin.py:1311), whose buckets stay.
+    in_ddp = options.pp == 1 and (options.zero_stage == 0 or data_ranks == 1)
+    # The update makes an fp32 copy of the gradients, which without ZeRO takes their place.
+    update = 0 if options.precision == "fp32" else FP32_BYTES - (0 if options.zero_stage > 0 else width)
     return Placement(
         weight_bytes=width,
         gradient_bytes=width,
         master_bytes=MASTER_BYTES if options.precision != "fp32" else 0,
         gradients_over=replicas if options.zero_stage == 2 else 1,
         optimizer_over=replicas if options.zero_stage > 0 else 1,
+        bucket_bytes=width if in_ddp else 0,
+        update_bytes=update,
         optimizer_on_host=options.cpu_offload and options.zero_stage > 0,
     )
 

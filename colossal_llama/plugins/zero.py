@@ -7,6 +7,7 @@ from typing import Any
 
 from colossal_llama.constants import FLAT
 from colossal_llama.plugins.base import (
+    FP32_BYTES,
     MASTER_BYTES,
     PLUGINS,
     PRECISION_BYTES,
@@ -39,6 +40,8 @@ def _placement(options: PluginOptions, world_size: int, cpu_offload: bool) -> Pl
         master_bytes=MASTER_BYTES,
         gradients_over=world_size,
         optimizer_over=world_size,
+        # An fp32 copy of this rank's gradients, beside the masters.
+        update_bytes=0 if options.precision == "fp32" or cpu_offload else FP32_BYTES,
         optimizer_on_host=cpu_offload,
     )
 

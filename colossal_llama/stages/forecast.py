@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,13 @@ from colossal_llama.constants import MANIFEST_FILE
 from colossal_llama.data.manifest import read_manifest
 from colossal_llama.errors import UserError
 from colossal_llama.metrics.flops import flops_per_token
-from colossal_llama.optim import OPTIMIZERS
+from colossal_llama.planning.description import in_units, memory_parts
 from colossal_llama.planning.duration import training_seconds
-from colossal_llama.planning.memory import MemoryEstimate, Workload, estimate_memory
-from colossal_llama.planning.shapes import ModelShape
-from colossal_llama.plugins import PLUGINS, PluginOptions, build_options
-from colossal_llama.plugins.base import PRECISION_BYTES
+from colossal_llama.planning.memory import MemoryEstimate
+from colossal_llama.planning.workload import training_memory
 from colossal_llama.schedule import TrainSchedule
 from colossal_llama.stages.launcher import TRAIN_SCRIPT
 from colossal_llama.stages.plan import StagePlan, missing_inputs, model_config
-
-GIB, MIB = 2**30, 2**20
 
 
 @dataclass(frozen=True)
@@ -104,7 +100,7 @@ def _forecast(
         tokens = math.ceil(row * data.rows) * settings.num_epochs
     missing = missing_inputs(stage)
     try:
-        memory = None if model is None else stage_memory(settings, model, source, processes)
+        memory = None if model is None else training_memory(settings, model, source, processes)
     except UserError as error:  # a model of another kind: everything else can be said all the same
         missing.append(f"estimates of memory and time: {error}")
         model = memory = None
@@ -170,43 +166,6 @@ def build_schedule(settings: TrainConfig, rows: int, processes: int) -> TrainSch
     )
 
 
-def stage_memory(settings: TrainConfig, model: dict[str, Any], source: str, processes: int) -> MemoryEstimate:
-    """The memory estimate of a stage's fullest rank.
-
-    Raises:
-        UserError: the model's sizes are missing or unknown.
-    """
-    options = build_options(settings, on_host=False, flash_attention=settings.use_flash_attn)
-    placement = PLUGINS.get(settings.plugin).placement(options, processes)
-    shape = ModelShape.from_config(model, source)
-    return estimate_memory(shape, placement, workload_of(settings, options), settings.use_grad_checkpoint)
-
-
-def workload_of(settings: TrainConfig, options: PluginOptions) -> Workload:
-    """What one forward and backward pass of a stage computes on a rank."""
-    # split_gather and ring split over the tensor parallel ranks what those leave whole; all_to_all has its own.
-    own = settings.sp if options.sp_mode == "all_to_all" else 1
-    shared = settings.tp if options.sp_mode in ("split_gather", "ring") else 1
-    micro_batches = options.rows_per_step // settings.microbatch_size
-    trained = "embeddings" if settings.freeze_non_embeds_params else "adapters" if settings.lora_rank else "all"
-    workload = Workload(
-        rows=settings.micro_batch_size,
-        length=settings.max_length,
-        element_bytes=PRECISION_BYTES[settings.mixed_precision],
-        tp=settings.tp,
-        sequence_split=shared,
-        own_sequence_split=own,
-        # Sequence parallelism trains with eager attention; see distributed.upstream_fixes.
-        stored_scores=options.sp_mode is not None,
-        state_bytes=OPTIMIZERS.get(settings.optimizer).state_bytes,
-        trained=trained,
-        lora_rank=settings.lora_rank,
-    )
-    if settings.pp == 1:
-        return workload
-    return replace(workload, rows=settings.microbatch_size, pp=settings.pp, in_flight=min(settings.pp, micro_batches))
-
-
 def describe(forecast: Forecast) -> str:
     """A forecast in lines for the terminal."""
     lines = [f"== stage {forecast.stage}"]
@@ -234,27 +193,13 @@ def _data_lines(forecast: Forecast) -> list[str]:
 
 
 def _memory_lines(memory: MemoryEstimate, checkpointing: bool, source: str) -> list[str]:
-    parts = {
-        "weights": memory.weights,
-        "gradients": memory.gradients,
-        "optimizer": memory.optimizer,
-        "optimizer in host memory": memory.host_optimizer,
-        "activations": memory.activations,
-        "with gradient checkpointing": memory.checkpointed_activations,
-        "logits and loss": memory.logits,
-    }
-    shown = ", ".join(f"{name} {in_units(amount)}" for name, amount in parts.items() if amount)
+    shown = ", ".join(f"{name} {in_units(amount)}" for name, amount in memory_parts(memory).items())
     with_without = ("with", "without") if checkpointing else ("without", "with")
     return [
         f"   memory per rank, from {source}: {shown}",
         f"   total {in_units(memory.total(checkpointing))} {with_without[0]} gradient checkpointing as the stage says, "
         f"{in_units(memory.total(not checkpointing))} {with_without[1]} it",
     ]
-
-
-def in_units(amount: float) -> str:
-    """Bytes in GiB, or in MiB below one."""
-    return f"{amount / GIB:,.2f} GiB" if amount >= GIB else f"{amount / MIB:,.2f} MiB"
 
 
 def _time(forecast: Forecast) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from colossal_llama.config.train import TrainConfig
 from colossal_llama.model.loader import read_model_config
-from colossal_llama.stages.forecast import stage_memory
+from colossal_llama.planning.workload import training_memory
 from tests.distributed.test_plugins import flags
 from tests.helpers.launching import train
 
@@ -23,7 +23,7 @@ def test_estimated_states_are_those_of_a_training(plugin, precision, freeze, tmp
     config = TrainConfig(
         str(tiny_model), ["d"], plugin=plugin, mixed_precision=precision, freeze_non_embeds_params=freeze
     )
-    estimate = stage_memory(config, read_model_config(tiny_model, "--pretrained"), "", processes=2)
+    estimate = training_memory(config, read_model_config(tiny_model, "--pretrained"), "", processes=2)
     # DDP's buckets are inside its reducer, where they cannot be counted: as large as the gradients.
     gradients = estimate.gradients / 2 if plugin == "ddp" else estimate.gradients
     assert measured["weights"] == pytest.approx(estimate.weights, rel=0.01)

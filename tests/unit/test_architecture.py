@@ -16,7 +16,7 @@ LAYERS = (
     {"config", "distributed", "schedule", "state"},
     {"checkpoint", "data", "metrics", "model", "optim", "plugins", "tokenizer"},
     {"trainer", "evaluation", "generation", "planning"},
-    {"stages", "chat", "comparison"},
+    {"benchmarking", "stages", "chat", "comparison"},
     {"quickstart"},
     {"commands"},
 )

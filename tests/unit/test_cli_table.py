@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from colossal_llama.config.benchmark import BenchmarkConfig
 from colossal_llama.config.chat import ChatConfig
 from colossal_llama.config.cli import build_parser, parse_config
 from colossal_llama.config.evaluate import BENCHMARK_NAMES, CompareConfig, EvaluateConfig
@@ -18,6 +19,7 @@ from colossal_llama.config.inspect import InspectConfig
 from colossal_llama.config.io import write_config
 from colossal_llama.config.merge_lora import MergeLoraConfig
 from colossal_llama.config.mining import METHOD_NAMES, TokenizerReportConfig, TrainTokenizerConfig
+from colossal_llama.config.plan import PlanConfig
 from colossal_llama.config.prepare import PretrainPrepareConfig, SftPrepareConfig
 from colossal_llama.config.quickstart import QuickstartConfig
 from colossal_llama.config.recipe import RunStagesConfig
@@ -62,7 +64,54 @@ PREPARE: dict[str, tuple[Any, ...]] = {
     "--ray_address": (None,),
     "--overwrite": (False,),
 }
+WORKLOAD: dict[str, tuple[Any, ...]] = {
+    "--model": ("7b", "-c"),
+    "--plugin": ("gemini", "-p"),
+    "--max_length": (4096, "-l"),
+    "--micro_batch_size": (2, "--batch_size", "-b"),
+    "--accumulation_steps": (1,),
+    "--mixed_precision": ("bf16",),
+    "--use_grad_checkpoint": (False, "--grad_checkpoint", "-g"),
+    "--use_flash_attn": (False, "-x"),
+    "--optimizer": ("hybrid_adam",),
+    "--freeze_non_embeds_params": (False,),
+    "--tp": (1,),
+    "--pp": (1,),
+    "--sp": (1,),
+    "--enable_sequence_parallelism": (False,),
+    "--sp_mode": ("split_gather",),
+    "--zero": (1, "--zero_stage"),
+    "--zero_cpu_offload": (False,),
+    "--microbatch_size": (1, "--mbs"),
+    "--peak_tflops": (None,),
+}
 TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
+    BenchmarkConfig: WORKLOAD
+    | {
+        "--num_steps": (5, "-s"),
+        "--ignore_steps": (2, "-i"),
+        "--split_steps": (2,),
+        "--compare": ([],),
+        "--output": (None,),
+        "--trace_memory": (False,),
+        "--check_memory": (True,),
+        "--seed": (42,),
+    },
+    PlanConfig: WORKLOAD
+    | {
+        "--gpus": (8,),
+        "--gpus_per_node": (8,),
+        "--gpu_memory": (80.0,),
+        "--usable_memory": (0.9,),
+        "--gpu": ("H100",),
+        "--efficiency": (0.5,),
+        "--node_bandwidth": (200.0,),
+        "--network_bandwidth": (20.0,),
+        "--tokens": (None,),
+        "--suggest": (False,),
+        "--top": (10,),
+        "--output": (None,),
+    },
     TrainTokenizerConfig: {
         "--text_files": (REQUIRED, "--text"),
         "--source_tokenizer_dir": (REQUIRED, "--tokenizer_dir"),

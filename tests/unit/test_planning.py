@@ -12,6 +12,7 @@ from colossal_llama.errors import UserError
 from colossal_llama.metrics.flops import flops_per_token
 from colossal_llama.planning.duration import training_seconds
 from colossal_llama.planning.memory import (
+    MemoryEstimate,
     Workload,
     estimate_memory,
     layer_activation_bytes,
@@ -19,13 +20,15 @@ from colossal_llama.planning.memory import (
     parameters_of_stage,
 )
 from colossal_llama.planning.shapes import KNOWN_SHAPES, ModelShape
+from colossal_llama.planning.workload import workload_of
 from colossal_llama.plugins import PLUGINS, build_options
-from colossal_llama.stages.forecast import workload_of
 
 PUBLISHED = {
     "7b": 6_738_415_616,
     "13b": 13_015_864_320,
     "70b": 68_976_648_192,
+    "1b": 1_235_814_400,
+    "smollm2-135m": 134_515_008,
     "llama3-8b": 8_030_261_248,
 }
 
@@ -105,7 +108,7 @@ def plan_memory(name: str, world: int, **flags: Any) -> Any:
 def test_state_bytes_of_each_plugin() -> None:
     n = PUBLISHED["7b"]
     expected = {
-        "ddp": (4 * n + 2 * n, 8 * n, 8 * n, 0),
+        "ddp": (4 * n, 4 * n, 8 * n, 0),
         "zero2": (2 * n, 2 * n / 8, 12 * n / 8, 0),
         "zero2_cpu": (2 * n, 2 * n / 8, 0, 12 * n / 8),
         "gemini": (2 * n / 8, 0, 12 * n / 8, 0),
@@ -114,6 +117,9 @@ def test_state_bytes_of_each_plugin() -> None:
         memory = plan_memory("7b", 8, plugin=plugin, mixed_precision="bf16")
         found = (memory.weights, memory.gradients, memory.optimizer, memory.host_optimizer)
         assert found == pytest.approx((weights, gradients, optimizer, host)), plugin
+    ddp = plan_memory("7b", 8, plugin="ddp", mixed_precision="bf16")
+    assert ddp.buckets == 4 * n
+    assert ddp.casts == 2 * (n - 32_000 * 4096)  # the input embedding is looked up, not multiplied with
     lion = plan_memory("7b", 8, plugin="zero2", mixed_precision="bf16", optimizer="lion")
     assert lion.optimizer == pytest.approx((4 + 4) * n / 8)
 
@@ -124,7 +130,8 @@ def test_parallel_sizes_divide_what_they_split() -> None:
     tp = plan_memory("70b", 64, **common, tp=8)
     assert tp.weights == pytest.approx(whole.weights / 8, rel=0.01)
     assert tp.optimizer == pytest.approx(whole.optimizer, rel=0.01)  # an eighth of the weights, over an eighth of ranks
-    assert tp.logits == whole.logits / 8
+    loss = logit_bytes(shape_of("70b"), Workload(rows=1, length=2048, element_bytes=2))
+    assert whole.logits - tp.logits == pytest.approx(loss * 7 / 8)
     assert whole.activations / 8 < tp.activations < whole.activations / 2
     split = plan_memory("70b", 64, **common, tp=8, enable_sequence_parallelism=True)
     unsplit = plan_memory("70b", 64, **common | {"max_length": 16_384}, tp=8, enable_sequence_parallelism=True)
@@ -140,14 +147,27 @@ def test_parallel_sizes_divide_what_they_split() -> None:
 def test_checkpointing_keeps_one_layer_and_the_inputs_of_all() -> None:
     shape = shape_of("7b")
     memory = plan_memory("7b", 8, plugin="zero2", mixed_precision="bf16", max_length=4096)
-    layer = memory.activations / shape.layers
-    assert memory.checkpointed_activations == pytest.approx(layer + 32 * 4096 * 4096 * 2)
-    assert memory.total(True) - memory.total(False) == memory.checkpointed_activations - memory.activations
+    assert memory.recomputed_layer == memory.activations / shape.layers
+    assert memory.checkpointed_activations == pytest.approx(32 * 4096 * 4096 * 2)
+
+
+def test_the_peak_is_that_of_the_fullest_moment() -> None:
+    memory = MemoryEstimate(
+        weights=1, casts=2, gradients=16, buckets=4, optimizer=8, host_optimizer=100, activations=64,
+        checkpointed_activations=5, recomputed_layer=7, logits=3, tied_gradients=31, update=32,
+    )  # fmt: skip
+    stays = 1 + 4 + 8
+    assert memory.between_steps == stays
+    assert memory.total(False) == stays + 2 + 64 + 3  # the loss is computed
+    assert memory.total(True) == stays + 16 + 32  # the update
+    assert replace(memory, update=0).total(True) == stays + 16 + 31  # the gradients of tied embeddings are summed
+    assert replace(memory, update=0, tied_gradients=0, gradients=0).total(True) == stays + 2 + 5 + 7
+    assert replace(memory, accumulates=True).total(False) == stays + 2 + 64 + 3 + 16
 
 
 def test_logits_count_the_loss_in_fp32() -> None:
     workload = Workload(rows=2, length=10, element_bytes=2)
-    assert logit_bytes(shape_of("tiny"), workload) == 2 * 10 * 512 * (2 + 4 + 4 + 4)
+    assert logit_bytes(shape_of("tiny"), workload) == 2 * 10 * 512 * (4 + 4 + 4)
     assert logit_bytes(shape_of("tiny"), replace(workload, element_bytes=4)) == 2 * 10 * 512 * (4 + 4 + 4)
 
 

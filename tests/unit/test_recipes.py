@@ -11,8 +11,9 @@ import pytest
 
 from colossal_llama.commands.run_stages import main, run_stages
 from colossal_llama.config.cli import parse_config
-from colossal_llama.config.recipe import MODEL_NAMES, RunStagesConfig, read_recipe, train_flags
+from colossal_llama.config.recipe import RunStagesConfig, read_recipe, train_flags
 from colossal_llama.config.train import TrainConfig
+from colossal_llama.config.workload import MODEL_NAMES
 from colossal_llama.errors import UserError
 from colossal_llama.planning.shapes import KNOWN_SHAPES
 from colossal_llama.stages.hosts import check_reachable, parse_hosts, read_hostfile, ssh_address
