@@ -1,4 +1,4 @@
-"""The README's five steps, run in order as they stand, on a tiny model and two processes."""
+"""README.md's five steps and docs/new-language.md, run in order as they stand, on a tiny model and two processes."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def bash_blocks(text: str) -> list[str]:
+    """The commands of each bash block."""
+    blocks = re.findall(r"^ *```bash\n.*?^ *```$", text, re.MULTILINE | re.DOTALL)
+    return ["\n".join(textwrap.dedent(block).splitlines()[1:-1]) for block in blocks]
+
+
 def code_blocks() -> list[str]:
     """The bash blocks of the section on the five steps: the variables, then the steps."""
     (section,) = re.findall(r"^## The five steps\n(.*?)^## ", README, re.MULTILINE | re.DOTALL)
-    blocks = re.findall(r"^ *```bash\n.*?^ *```$", section, re.MULTILINE | re.DOTALL)
-    return ["\n".join(textwrap.dedent(block).splitlines()[1:-1]) for block in blocks]
+    return bash_blocks(section)
 
 
 def write_records(folder: Path, records: list[dict]) -> Path:
@@ -39,6 +44,7 @@ def variables(folder: Path) -> dict[str, Path]:
     chinese, english = sanguo_text(), english_text()
     texts = [chinese[start : start + 60] for start in range(0, 2400, 60)]
     texts += [english[start : start + 150] for start in range(0, 1500, 150)]
+    unseen = [chinese[start : start + 60] for start in range(2400, 3000, 60)]
     conversations = [
         {"messages": [{"from": "human", "content": text[:30]}, {"from": "assistant", "content": text[30:]}]}
         for text in texts[:20]
@@ -47,6 +53,9 @@ def variables(folder: Path) -> dict[str, Path]:
         "BASE": save_tiny_model(folder / "base"),
         "TEXT": write_records(folder / "text", [{"source": "", "target": text, "category": "a"} for text in texts]),
         "SFT_TEXT": write_records(folder / "conversations", conversations),
+        "HELD_OUT": write_records(
+            folder / "held_out", [{"source": "", "target": one, "category": "a"} for one in unseen]
+        ),
         "NEW_TOKENS": folder / "new_tokens.jsonl",
         "WORK": folder / "work",
     }
@@ -57,8 +66,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder ``$WORK`` and what the five steps printed."""
     exports, *steps = code_blocks()
     values = variables(tmp_path_factory.mktemp("readme"))
-    assert re.findall(r"^export (\w+)=", exports, re.MULTILINE) == list(values)
     assert len(steps) == 5
+    return values["WORK"], run_blocks(exports, steps, values)
+
+
+def run_blocks(exports: str, steps: list[str], values: dict[str, Path]) -> str:
+    """Run blocks of commands in one shell that stops at the first failure; returns what they printed.
+
+    Args:
+        exports: the block that sets the variables; its names must be those of ``values``.
+        steps: the other blocks.
+        values: what the variables are set to instead.
+    """
+    assert re.findall(r"^export (\w+)=", exports, re.MULTILINE) == list(values)
     setting = "\n".join(f"export {name}={shlex.quote(str(value))}" for name, value in values.items())
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
@@ -75,7 +95,32 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    return values["WORK"], done.stdout
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def ten_steps(run: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder ``$WORK`` of docs/new-language.md and what its commands printed."""
+    exports, *steps = bash_blocks((ROOT / "docs" / "new-language.md").read_text(encoding="utf-8"))
+    folder, readme = tmp_path_factory.mktemp("new-language"), run[0].parent
+    held_out = [
+        {"source": "", "target": sanguo_text()[at : at + 100], "category": "zh"} for at in range(5000, 6000, 100)
+    ]
+    held_out += [
+        {"source": "", "target": english_text()[at : at + 200], "category": "en"} for at in range(3000, 5000, 200)
+    ]
+    english = [english_text()[start : start + 150] for start in range(0, 1500, 150)]
+    values = {
+        "BASE": readme / "base",
+        "TEXT": readme / "text",
+        "ENGLISH": write_records(
+            folder / "english", [{"source": "", "target": one, "category": "en"} for one in english]
+        ),
+        "SFT_TEXT": readme / "conversations",
+        "HELD_OUT": write_records(folder / "held_out", held_out) / "records.jsonl",
+        "WORK": folder / "work",
+    }
+    return values["WORK"], run_blocks(exports, steps, values)
 
 
 def test_new_tokens_shorten_the_text_and_have_rows(run: tuple[Path, str]) -> None:
@@ -135,8 +180,26 @@ def test_inference_answers_with_plain_transformers(run: tuple[Path, str]) -> Non
     assert not AutoTokenizer.from_pretrained(str(work / "stage2" / "modeling")).chat_template
 
 
+def test_ten_steps_lead_to_a_model_that_is_compared_and_answers(ten_steps: tuple[Path, str]) -> None:
+    work, printed = ten_steps
+    stages = json.loads((work / "stages" / "stages.json").read_text(encoding="utf-8"))["stages"]
+    assert [stage["stage"] for stage in stages] == ["stage1", "stage2", "sft"]
+    table = (work / "comparison" / "comparison.md").read_text(encoding="utf-8")
+    assert "zh" in table
+    assert "en" in table
+    assert (work / "comparison" / "comparison.html").is_file()
+    assert f"{work}/data/arrow" not in printed.splitlines()[-1]  # the chat's answer is the last that is printed
+
+
+def test_the_chinese_readme_has_the_same_commands_tables_and_links() -> None:
+    chinese = (ROOT / "README_zh.md").read_text(encoding="utf-8")
+    assert bash_blocks(chinese) == bash_blocks(README)
+    assert set(re.findall(r"\]\((docs/[^)]+)\)", chinese)) == set(re.findall(r"\]\((docs/[^)]+)\)", README))
+    assert re.findall(r"-?\d+\.\d+", chinese) == re.findall(r"-?\d+\.\d+", README)
+
+
 def test_every_linked_file_exists() -> None:
-    for name in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+    for name in (*ROOT.glob("README*.md"), ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", name.read_text(encoding="utf-8")):
             assert (name.parent / target).exists(), f"{name.name} links to {target}"
 
@@ -146,11 +209,12 @@ def test_every_flag_in_the_documents_exists() -> None:
     from tests.unit.test_cli_table import TABLE
 
     known = {option for one in TABLE for action in build_parser(one, "")._actions for option in action.option_strings}
-    launcher = {"--nproc_per_node", "--hostfile", "--master_port", "--host", "--help"}
+    launcher = {"--nproc_per_node", "--hostfile", "--master_port", "--host", "--help", "--ssh-port"}
+    launcher |= {"--nnodes", "--node_rank", "--master_addr"}
     slurm = {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--time", "--signal", "--requeue"}
     tools = slurm | {"--check", "--fix", "--no-deps", "--standalone"}
     benchmarks = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
     tools |= set(re.findall(r'add_argument\(\s*"(--[a-z][\w-]*)"', benchmarks))
-    for name in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    for name in (*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")):
         found = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", name.read_text(encoding="utf-8")))
         assert found <= known | launcher | tools, name.name
