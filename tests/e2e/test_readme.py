@@ -39,6 +39,13 @@ def write_records(folder: Path, records: list[dict]) -> Path:
     return folder
 
 
+def with_context(model: Path, length: int) -> Path:
+    """Say in the model's configuration that it takes rows as long as the commands train on."""
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": length}), encoding="utf-8")
+    return model
+
+
 def variables(folder: Path) -> dict[str, Path]:
     """Small values for the variables that the README asks its reader to set."""
     chinese, english = sanguo_text(), english_text()
@@ -50,7 +57,7 @@ def variables(folder: Path) -> dict[str, Path]:
         for text in texts[:20]
     ]
     return {
-        "BASE": save_tiny_model(folder / "base"),
+        "BASE": with_context(save_tiny_model(folder / "base"), 1024),
         "TEXT": write_records(folder / "text", [{"source": "", "target": text, "category": "a"} for text in texts]),
         "SFT_TEXT": write_records(folder / "conversations", conversations),
         "HELD_OUT": write_records(
