@@ -77,12 +77,15 @@ def test_the_commands_do_what_the_page_says(
         elif name == "printf":
             piped = words[0].encode().decode("unicode_escape")
         else:
+            if name.startswith("OMP_NUM_THREADS="):
+                name, *flags = flags
             assert name == "python"
             programs.append(flags[0])
             feed(piped, monkeypatch)
             run_python(flags[0], flags[1:], monkeypatch)
     assert programs.count("inference_example.py") == 3
     assert programs.count("scripts/chat.py") == 3
+    assert [turn["turn"] for turn in json.loads((tmp_path / "latency.json").read_text())["turns"]] == [1, 2]
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [set(answer) - {"generated_text", "generated_tokens", "finish_reason"} for answer in answers] == [
         {"prompt"},
