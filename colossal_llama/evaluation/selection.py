@@ -59,8 +59,8 @@ def select_subjects(tasks: Sequence[str], data_dir: Path, settings: RunSettings)
     """The subjects of ``tasks`` in order, each once, with their files.
 
     Raises:
-        UserError: the harness is not installed, an unknown subject, settings that a benchmark cannot have, or a file that is missing: the message
-            says where it should be and where it comes from.
+        UserError: the harness is not installed, an unknown subject, settings that a benchmark cannot have, or a file
+            that is missing: the message says where it should be and where it comes from.
     """
     harness_tasks_folder()
     if not data_dir.is_dir():
