@@ -77,7 +77,7 @@ class HarnessRunner:
         Raises:
             UserError: a file is not as the benchmark has it, or an answer would not fit into the model.
         """
-        settings = {**self._identity, "harness": _harness_version(), **selected.settings(self._limit)}
+        settings = {**self._identity, **_versions(), **selected.settings(self._limit)}
         known = self._store.load(selected.name, settings)
         if known is not None:
             return known, True
@@ -137,10 +137,13 @@ class HarnessRunner:
         return sum(len(self._lm.tok_encode(prompt)) > room for prompt in prompts.values())
 
 
-def _harness_version() -> str:
+def _versions() -> dict[str, str]:
+    """Of the programs that pose and score the questions."""
     import lm_eval
 
-    return str(lm_eval.__version__)
+    import colossal_llama
+
+    return {"harness": str(lm_eval.__version__), "project": colossal_llama.__version__}
 
 
 def _metrics(benchmark: str, scores: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from colossal_llama.errors import UserError
-from colossal_llama.evaluation.benchmarks import BENCHMARKS, Benchmark, Subject
+from colossal_llama.evaluation.benchmarks import BENCHMARKS, Benchmark, Subject, harness_tasks_folder
 from colossal_llama.evaluation.store import files_fingerprint
 
 DOCUMENTATION = "docs/evaluation.md"
@@ -59,9 +59,10 @@ def select_subjects(tasks: Sequence[str], data_dir: Path, settings: RunSettings)
     """The subjects of ``tasks`` in order, each once, with their files.
 
     Raises:
-        UserError: an unknown subject, settings that a benchmark cannot have, or a file that is missing: the message
-            says where it should be and where it comes from.
+        UserError: the harness is not installed, an unknown subject, settings that a benchmark cannot have, or a file
+            that is missing: the message says where it should be and where it comes from.
     """
+    harness_tasks_folder()
     if not data_dir.is_dir():
         raise UserError(f"--data_dir {data_dir}: no such folder; {DOCUMENTATION} says what it should hold")
     selected: dict[str, SelectedSubject] = {}

@@ -5,6 +5,7 @@ The commands run in this process, because importing the harness takes as long as
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import re
@@ -253,6 +254,15 @@ def test_missing_files_and_models_are_named_before_a_model_is_loaded(
     assert "nothing to evaluate" in refusal(evaluate.main, [str(empty)], capsys)
     assert "no such folder" in refusal(evaluate.main, ["no_folder", "--held_out", "x.jsonl"], capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_missing_harness_is_named(
+    place: Workplace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "lm_eval" else find_spec(name))
+    arguments = [str(place.base), "--tasks", "boolq", "--data_dir", str(place.benchmarks)]
+    assert "pip install '.[eval]'" in refusal(evaluate.main, arguments, capsys)
 
 
 def test_files_that_are_not_the_benchmarks_are_named(
