@@ -151,6 +151,30 @@ def test_checkpointing_keeps_one_layer_and_the_inputs_of_all() -> None:
     assert memory.checkpointed_activations == pytest.approx(32 * 4096 * 4096 * 2)
 
 
+def test_plugin_3d_keeps_buckets_where_it_wraps_the_model_in_ddp() -> None:
+    common = {"plugin": "3d", "mixed_precision": "bf16"}
+    for flags, world, has_buckets in (
+        ({"zero": 0}, 2, True), ({"zero": 1}, 2, False), ({"zero": 1, "tp": 2}, 2, True),
+        ({"zero": 0, "pp": 2, "micro_batch_size": 2}, 2, False),
+    ):  # fmt: skip
+        memory = plan_memory("7b", world, **common, **flags)
+        assert memory.buckets == (memory.gradients if has_buckets else 0), flags
+
+
+def test_gradients_of_earlier_passes_and_micro_batches_are_there() -> None:
+    for flags, accumulates in (
+        ({}, False), ({"accumulation_steps": 2}, True), ({"plugin": "3d", "pp": 2, "micro_batch_size": 4}, True),
+    ):  # fmt: skip
+        memory = plan_memory("7b", 2, mixed_precision="bf16", **{"plugin": "zero2"} | flags)
+        assert memory.accumulates == accumulates, flags
+
+
+def test_tied_embeddings_have_two_gradients_for_a_moment() -> None:
+    tied = plan_memory("smollm2-135m", 1, plugin="ddp", mixed_precision="fp32")
+    assert tied.tied_gradients == 2 * 4 * 49_152 * 576
+    assert plan_memory("7b", 1, plugin="ddp", mixed_precision="fp32").tied_gradients == 0
+
+
 def test_the_peak_is_that_of_the_fullest_moment() -> None:
     memory = MemoryEstimate(
         weights=1, casts=2, gradients=16, buckets=4, optimizer=8, host_optimizer=100, activations=64,
