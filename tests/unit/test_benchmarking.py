@@ -208,3 +208,20 @@ def test_upstreams_short_flags_mean_the_same() -> None:
     assert parse_config(BenchmarkConfig, ["--compare", "bare_loop,hf_trainer"], "").compare == [
         "bare_loop", "hf_trainer",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("lazily", [False, True])
+def test_lazy_initialisation_takes_no_memory_for_weights(lazily: bool) -> None:
+    from transformers import LlamaConfig
+
+    from colossal_llama.benchmarking.random_model import build_random_model
+    from colossal_llama.distributed.lazy import lazy_initialisation
+    from colossal_llama.planning.shapes import KNOWN_SHAPES, ModelShape
+
+    sizes = KNOWN_SHAPES["tiny"] | {"vocab_size": 8192}
+    context = lazy_initialisation("cpu") if lazily else None
+    with traced_memory(True) as trace:
+        model = build_random_model(LlamaConfig(**sizes), "fp32", "sdpa", 0, "cpu", context)
+    weights = 4 * ModelShape.from_config(sizes, "tiny").parameters
+    assert model.config.use_cache is False
+    assert (trace.peak < weights / 10) if lazily else (trace.peak >= weights)
