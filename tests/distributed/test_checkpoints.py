@@ -21,6 +21,9 @@ BF16 = ("--mixed_precision", "bf16")
 ZERO2 = (*BF16, "--plugin", "zero2", "--batch_size", "2")
 TP2 = (*BF16, "--plugin", "3d", "--zero", "0", "--tp", "2", "--batch_size", "4")
 PP2 = (*BF16, "--plugin", "3d", "--zero", "0", "--pp", "2", "--batch_size", "4")
+ZERO2_CPU = (*BF16, "--plugin", "zero2_cpu", "--batch_size", "2")
+GEMINI = (*BF16, "--plugin", "gemini", "--batch_size", "2")
+GEMINI_AUTO = (*BF16, "--plugin", "gemini_auto", "--batch_size", "2")
 DDP = ("--mixed_precision", "fp32", "--plugin", "ddp", "--batch_size", "2")
 AUTO = ("--load_checkpoint", "auto")
 
@@ -111,6 +114,21 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(background, tmp_path,
     assert_same_run(job, whole(*ZERO2))
     assert job.checkpoints[-2:] == ["epoch-0_step-15", "epoch-0_step-18"]
     assert len(job.checkpoints) <= 3  # the one that the last start went on from stays
+    assert job.leftovers == []
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [DDP, ZERO2_CPU, GEMINI, GEMINI_AUTO, TP2, PP2],
+    ids=["ddp", "zero2_cpu", "gemini", "gemini_auto", "tp2", "pp2"],
+)
+def test_killed_while_it_publishes_it_goes_on_with_every_plugin(layout, tmp_path, tiny_model, rows_20_steps, whole):
+    job = Job(tmp_path, tiny_model, rows_20_steps, *layout, "--save_interval", "8", *AUTO)
+    job.run(code=-9, KILL_AT="publish:2:0")
+    assert job.checkpoints == ["epoch-0_step-8"]
+    assert job.leftovers == [".epoch-0_step-16.tmp"]
+    job.run()
+    assert_same_run(job, whole(*layout))
     assert job.leftovers == []
 
 
