@@ -66,6 +66,18 @@ class Terminal:
                 assert done(self.screen), self.screen
                 return
 
+    def wait_until_it_waits(self) -> None:
+        """Return when the program has slept for a while: it waits for a key.
+
+        Python's input() sees a signal only while it waits for a key, which it does not yet do when it shows the prompt
+        or echoes the key before; people are slower than that.
+        """
+        asleep = 0
+        while asleep < 10:
+            state = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+            asleep = asleep + 1 if state == "S" else 0
+            time.sleep(0.02)
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait(timeout=30)
@@ -90,10 +102,13 @@ def test_ctrl_c_ends_the_answer_and_not_the_program(terminal: Terminal, tmp_path
     terminal.wait_for(lambda screen: len(screen) > written)
     terminal.type("\x03")
     terminal.wait_for(lambda screen: screen.count(PROMPT) == 2)
-    terminal.type("half a line\x03")
-    terminal.wait_for(lambda screen: "/exit or Ctrl-D leaves." in screen.split(PROMPT)[2])
+    terminal.type("half a line")
+    terminal.wait_for(lambda screen: "half a line" in screen)
+    terminal.wait_until_it_waits()
+    terminal.type("\x03")
+    terminal.wait_for(lambda screen: PROMPT in screen.partition("/exit or Ctrl-D leaves.")[2])
     terminal.type("/save talk.json\n")
-    terminal.wait_for(lambda screen: screen.count(PROMPT) == 4)
+    terminal.wait_for(lambda screen: PROMPT in screen.partition("(2 messages written to talk.json)")[2])
     terminal.type("\x04")
     assert terminal.process.wait(timeout=60) == 0
     messages = json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))["messages"]
