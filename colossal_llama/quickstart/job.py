@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from colossal_llama.config.quickstart import QuickstartConfig
@@ -54,6 +55,7 @@ class QuickstartJob:
             lambda: steps.compare(self._workspace, base, weights, split, PRETRAINED_PROMPT),
         )
         self._report(measurements, curves, samples)
+        print(f"model: {weights}\ntalk to it: python scripts/chat.py {shlex.quote(str(weights))}", flush=True)
 
     def _base_model(self) -> Path:
         if self._plan.base_stage is None:

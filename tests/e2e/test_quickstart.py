@@ -75,6 +75,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 def test_a_killed_run_goes_on_from_its_checkpoint(runs: tuple[Path, list[str]]) -> None:
     workspace, (killed, finished, _) = runs
     assert "report:" not in killed
+    assert f"talk to it: python scripts/chat.py {workspace}/runs/sft/checkpoints/modeling" in finished
     (resumed,) = re.findall(
         r"^resumed .*/runs/(\w+)/checkpoints/epoch-0_step-\d+: epoch 0, (\d+) steps", finished, re.M
     )
