@@ -27,7 +27,9 @@ STYLE = """
 footer { display: none !important; }
 .gradio-container { width: 100% !important; max-width: 1280px !important; margin: 0 auto !important; }
 #conversation { height: calc(100vh - 150px) !important; min-height: 300px; }
+.sr-only { position: absolute !important; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 """
+"""The last rule hides labels that are for screen readers only: Gradio's own rule was seen not to apply."""
 
 DOWNLOAD = """(text) => {
     const link = document.createElement("a");
@@ -164,6 +166,7 @@ def build_page(rooms: Rooms, title: str, defaults: SamplingSettings, system: str
                 with gr.Row(equal_height=True):
                     box = gr.Textbox(
                         placeholder="Message (Enter sends, Shift+Enter: new line)",
+                        label="Message",
                         show_label=False,
                         container=False,
                         max_lines=8,
