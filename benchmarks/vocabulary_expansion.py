@@ -75,7 +75,7 @@ ARMS = {
     "1000 pieces": Arm(1000),
     "64 pieces": Arm(64),
     "1000 pieces, random": Arm(1000, "random", length=0.5),
-    "1000 pieces, weighted_mean": Arm(1000, "weighted_mean", length=0.5),
+    "1000 pieces, weighted_mean": Arm(1000, "weighted_mean"),
     "1000 pieces, focus": Arm(1000, "focus", length=0.5),
     "1000 pieces, gaussian": Arm(1000, "gaussian", length=0.5),
     "1000 pieces, global_mean": Arm(1000, "global_mean", length=0.5),
