@@ -88,6 +88,19 @@ def _open_to_readers(folder: Path) -> None:
 
 
 @contextmanager
+def _scratch_beside(target: Path) -> Iterator[Path]:
+    """The name of a file to write, which becomes ``target`` on success and vanishes on any error; parents are made."""
+    scratch = target.with_name(f".{target.name}.tmp-{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield scratch
+        scratch.replace(target)
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+@contextmanager
 def atomic_file(target: Path) -> Iterator[TextIO]:
     """Yield a text file (UTF-8) that becomes ``target`` on success and vanishes on any error; parents are made.
 
@@ -96,17 +109,11 @@ def atomic_file(target: Path) -> Iterator[TextIO]:
     Raises:
         UserError: it cannot be written there.
     """
-    scratch = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with scratch.open("w", encoding="utf-8", newline="\n") as file:
+        with _scratch_beside(target) as scratch, scratch.open("w", encoding="utf-8", newline="\n") as file:
             yield file
-        scratch.replace(target)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror})") from error
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)
 
 
 def publish_directory(scratch: Path, target: Path) -> None:
@@ -132,15 +139,16 @@ def _retired_name(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old-{os.getpid()}")
 
 
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a text file that is complete or absent; missing parent folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+def write_text_atomically(path: Path, text: str, errors: str = "strict") -> None:
+    """Write a UTF-8 text file that is complete or as it was; missing parent folders are made.
+
+    Args:
+        path: the file.
+        text: its content.
+        errors: what to do with characters that UTF-8 has not, as in ``str.encode``.
+    """
+    with _scratch_beside(path) as scratch:
+        scratch.write_text(text, encoding="utf-8", errors=errors)
 
 
 def flush_file(path: Path) -> None:

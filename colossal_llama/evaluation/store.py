@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.atomic import MODEL_FOLDER_SUFFIXES
+from colossal_llama.atomic import MODEL_FOLDER_SUFFIXES, write_text_atomically
 from colossal_llama.constants import ADAPTER_CONFIG_FILE
 
 _READ_BYTES = 1 << 24
@@ -53,13 +52,7 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text with new parents; the file is complete or as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_text_atomically(path, text, errors="backslashreplace")
 
 
 def files_fingerprint(files: list[Path]) -> str:

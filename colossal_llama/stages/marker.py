@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.atomic import write_text_atomically
 from colossal_llama.config.recipe import StageRecipe
 from colossal_llama.config.train import TrainConfig
 from colossal_llama.errors import UserError
@@ -134,12 +135,5 @@ def read_marker(folder: Path) -> Marker | None:
 
 def write_marker(marker: Marker, folder: Path) -> None:
     """Write the marker, complete or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(folder / MARKER_FILE, json.dumps(dataclasses.asdict(marker), indent=2, ensure_ascii=False))
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
-    scratch.replace(path)
+    text = json.dumps(dataclasses.asdict(marker), indent=2, ensure_ascii=False)
+    write_text_atomically(folder / MARKER_FILE, text + "\n")

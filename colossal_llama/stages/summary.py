@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.stages.marker import write_text_atomically
+from colossal_llama.atomic import write_text_atomically
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ def summarise(stage: str, folder: Path) -> StageSummary:
 def write_summaries(summaries: Sequence[StageSummary], output_dir: Path) -> None:
     """Write ``stages.json`` and ``stages.md`` into ``output_dir``."""
     content = {"stages": [asdict(summary) for summary in summaries]}
-    write_text_atomically(output_dir / "stages.json", json.dumps(content, indent=2, ensure_ascii=False))
+    write_text_atomically(output_dir / "stages.json", json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     rows = ["| stage | steps | tokens | seconds | last loss | weights |", "|---|---:|---:|---:|---:|---|"]
     for summary in summaries:
         loss = "" if summary.last_loss is None else f"{summary.last_loss:.4f}"
         figures = f"{summary.steps:,} | {summary.tokens:,} | {summary.seconds:,.1f} | {loss}"
         rows.append(f"| {summary.stage} | {figures} | `{summary.weights}` |")
-    write_text_atomically(output_dir / "stages.md", "\n".join(rows))
+    write_text_atomically(output_dir / "stages.md", "\n".join(rows) + "\n")
