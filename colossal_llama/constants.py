@@ -3,6 +3,9 @@
 IGNORE_INDEX = -100
 """Label of a position that carries no loss (the convention of torch.nn.CrossEntropyLoss and transformers)."""
 
+TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""Names in torch of the dtypes of ``--mixed_precision`` and ``--dtype``; here torch need not be imported."""
+
 CONFIG_FILE = "config.json"
 """What makes a folder a Hugging Face model's."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
-DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+from colossal_llama.constants import TORCH_DTYPES
 
 
 def build_random_model(
@@ -25,7 +25,7 @@ def build_random_model(
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
-    dtype = getattr(torch, DTYPES[precision])
+    dtype = getattr(torch, TORCH_DTYPES[precision])
     with context or _made_on(device):
         model = AutoModelForCausalLM.from_config(architecture, torch_dtype=dtype, attn_implementation=attention)
     model.config.use_cache = False

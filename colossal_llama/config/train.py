@@ -11,6 +11,7 @@ AUTO = "auto"
 """``--load_checkpoint``: find out from ``--save_dir``."""
 ON_NAN = ("stop", "skip")
 OPTIMIZER_NAMES = ("hybrid_adam", "lion", "adamw_8bit", "adafactor", "came", "galore")
+SEQUENCE_PARALLEL_MODES = ("split_gather", "ring", "all_to_all")
 LR_SCHEDULE_NAMES = ("cosine", "wsd", "linear", "constant")
 
 
@@ -91,7 +92,7 @@ class TrainConfig:
     sp_mode: str = flag(
         "split_gather",
         help="kind of sequence parallelism; split_gather and ring share the tensor parallel ranks",
-        choices=("split_gather", "ring", "all_to_all"),
+        choices=SEQUENCE_PARALLEL_MODES,
     )
     zero: int = flag(1, aliases=("--zero_stage",), help="ZeRO stage inside plugin 3d: 0, 1 or 2")
     zero_cpu_offload: bool = flag(False, help="keep optimizer states in host memory (plugin 3d with ZeRO)")

@@ -4,12 +4,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from colossal_llama.config.cli import flag
-from colossal_llama.config.train import OPTIMIZER_NAMES, PLUGIN_NAMES, PRECISIONS, TrainConfig
+from colossal_llama.config.train import OPTIMIZER_NAMES, PLUGIN_NAMES, PRECISIONS, SEQUENCE_PARALLEL_MODES, TrainConfig
 
 MODEL_NAMES = ("tiny", "smollm2-135m", "1b", "7b", "13b", "70b", "llama3-8b")
 """The models whose sizes are known by name, see :data:`planning.shapes.KNOWN_SHAPES`."""
-
-SEQUENCE_PARALLEL_MODES = ("split_gather", "ring", "all_to_all")
 
 
 @dataclass

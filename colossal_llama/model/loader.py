@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE
+from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE, TORCH_DTYPES
 from colossal_llama.errors import UserError
 
 
@@ -51,7 +51,7 @@ def load_model(folder: Path, flag: str, precision: str, attn_implementation: str
 
     if (folder / ADAPTER_CONFIG_FILE).is_file():
         return _load_with_adapter(folder, flag, precision, attn_implementation)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    dtype = getattr(torch, TORCH_DTYPES[precision])
     model = load_causal_lm(folder, flag, dtype, _supported_attention(folder, flag, attn_implementation))
     model.config.use_cache = False
     model.train()
