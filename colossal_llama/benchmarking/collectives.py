@@ -35,6 +35,21 @@ def wait_for(result: Any) -> None:
         result.wait()
 
 
+@contextlib.contextmanager
+def _wrapped_collectives(wrap: Callable[[str, Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """Put what ``wrap`` makes of each function (name, function) in its place in torch.distributed, for a while."""
+    import torch.distributed as dist
+
+    originals = {name: getattr(dist, name) for name in WRAPPED}
+    try:
+        for name, function in originals.items():
+            setattr(dist, name, wrap(name, function))
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(dist, name, function)
+
+
 SETTLING_SECONDS = 0.005
 
 
@@ -45,9 +60,11 @@ def settled_collectives(enabled: bool) -> Iterator[None]:
     Otherwise they may be the last to hold one, and a block that another thread frees is not seen by
     :func:`.memory_trace.traced_memory`, which would count it for ever.
     """
-    import torch.distributed as dist
+    if not enabled:
+        yield
+        return
 
-    def settled(function: Callable[..., Any]) -> Callable[..., Any]:
+    def settled(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
@@ -57,15 +74,8 @@ def settled_collectives(enabled: bool) -> Iterator[None]:
 
         return call
 
-    names = WRAPPED if enabled else ()
-    originals = {name: getattr(dist, name) for name in names}
-    try:
-        for name, function in originals.items():
-            setattr(dist, name, settled(function))
+    with _wrapped_collectives(settled):
         yield
-    finally:
-        for name, function in originals.items():
-            setattr(dist, name, function)
 
 
 class CollectiveMeter:
@@ -91,16 +101,8 @@ class CollectiveMeter:
     @contextlib.contextmanager
     def installed(self) -> Iterator[CollectiveMeter]:
         """Wrap torch.distributed's functions while the context lasts."""
-        import torch.distributed as dist
-
-        originals = {name: getattr(dist, name) for name in WRAPPED}
-        try:
-            for name, function in originals.items():
-                setattr(dist, name, self._wrapped(name, function))
+        with _wrapped_collectives(self._wrapped):
             yield self
-        finally:
-            for name, function in originals.items():
-                setattr(dist, name, function)
 
     def _wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function)
