@@ -42,6 +42,7 @@ def apply() -> None:
         return
     _fix_ring_gather()
     _fix_gemini_accumulation()
+    _fix_gemini_accumulation_after_overflow()
     _fix_accumulation_of_split_sequences()
     _fix_adam_clipping_of_bf16_gradients()
     _fix_gradient_norm_of_empty_stage()
@@ -97,6 +98,23 @@ def _fix_gemini_accumulation() -> None:
         return rearrange(self, chunk)
 
     ChunkManager.rearrange_accumulated_grad_chunk = rearrange_once
+
+
+def _fix_gemini_accumulation_after_overflow() -> None:
+    """zero/gemini/gemini_optimizer.py:275: a step that the fp16 loss scaler leaves out stays open: the next one adds
+    its gradients to the infinite ones, is left out as well, and so are all that follow, until the end of the run.
+
+    Gradients are no longer accumulated once they are zero.
+    """
+    from colossalai.zero.gemini.gemini_optimizer import GeminiOptimizer
+
+    zero_grad = GeminiOptimizer.zero_grad
+
+    def zero_grad_and_close(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.module.chunk_manager.accumulating_grads = False
+        return zero_grad(self, *args, **kwargs)
+
+    GeminiOptimizer.zero_grad = zero_grad_and_close
 
 
 def _fix_accumulation_of_split_sequences() -> None:

@@ -68,10 +68,26 @@ def test_without_clipping_the_gradients_themselves_are_looked_at(tmp_path, tiny_
     assert read_losses(tmp_path) == pytest.approx(expected.losses, rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["zero2", "gemini"])
-def test_fp16_tells_its_loss_scale_from_nan(name, tmp_path, tiny_model, rows_6_steps):
+ACCUMULATE = ("--batch_size", "1", "--accumulation_steps", "2")
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("zero2", ()),
+        ("zero2", ACCUMULATE),
+        ("gemini", ()),
+        ("gemini", ACCUMULATE),
+        ("3d-dp2", ACCUMULATE),
+        ("3d-zero1", ACCUMULATE),
+        ("3d-tp2", ()),
+        ("3d-pp2-accumulate", ()),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "accumulate" if value else "",
+)
+def test_fp16_tells_its_loss_scale_from_nan(name, more, tmp_path, tiny_model, rows_6_steps):
     case = next(case for case in CASES if case.name == name)
-    arguments = flags(tiny_model, rows_6_steps, "--mixed_precision", "fp16", "--on_nan", "skip", *case.flags)
+    arguments = flags(tiny_model, rows_6_steps, "--mixed_precision", "fp16", "--on_nan", "skip", *case.flags, *more)
     spoilt = {"NAN_LOSS": str(SPOILT), "NAN_GRADIENT": str(SPOILT + 1)}
     train(tmp_path, arguments, environment=case.environment | spoilt)
     metrics = read_metrics(tmp_path)
@@ -80,6 +96,14 @@ def test_fp16_tells_its_loss_scale_from_nan(name, tmp_path, tiny_model, rows_6_s
     assert [step.get("loss_scale_skip", 0) for step in metrics] == [0, 0, 0, 1, 0, 0]
     assert metrics[-1]["skipped_steps"] == 1
     assert all(step["grad_norm"] < 100 for step in metrics if "grad_norm" in step)
+
+
+def test_gemini_recovers_from_an_overflow_only_with_the_remedy(tmp_path, tiny_model, rows_6_steps):
+    case = next(case for case in CASES if case.name == "gemini")
+    arguments = flags(tiny_model, rows_6_steps, "--mixed_precision", "fp16", *case.flags, *ACCUMULATE)
+    undone = {"UNDO": "_fix_gemini_accumulation_after_overflow", "NAN_GRADIENT": str(SPOILT)}
+    train(tmp_path, arguments, environment=case.environment | undone)
+    assert [step.get("loss_scale_skip", 0) for step in read_metrics(tmp_path)] == [0, 0, 1, 1, 1, 1]
 
 
 def test_stop_is_the_default_and_too_many_skips_stop_too(tmp_path, tiny_model, rows_6_steps):
