@@ -10,6 +10,7 @@ from pathlib import Path
 
 from colossal_llama.config.benchmark import BenchmarkConfig
 from colossal_llama.config.cli import parse_config
+from colossal_llama.distributed.launch import leave
 from colossal_llama.errors import run_command
 
 
@@ -28,4 +29,4 @@ def work(config_file: str, contender: str, output: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    leave(main())

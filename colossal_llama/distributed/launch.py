@@ -6,9 +6,11 @@ import contextlib
 import os
 import random
 import socket
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NoReturn
 
 from colossal_llama.distributed import host, upstream_fixes
 
@@ -110,3 +112,15 @@ def shut_down() -> None:
 
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def leave(code: int) -> NoReturn:
+    """End the process at once, without the interpreter's finalization.
+
+    gloo's threads may still hold the tensors of finished collectives, and abort a process that is finalized before they
+    let go of them ("terminate called without an active exception", https://github.com/pytorch/pytorch/issues/190489).
+    Code of this project keeps such tensors (:mod:`.agreement`); a process that ran others' leaves by this door.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
