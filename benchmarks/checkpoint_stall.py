@@ -55,14 +55,15 @@ def measure(arguments: argparse.Namespace, folder: Path, env: Any, parts: tuple[
     import torch.distributed as dist
 
     from colossal_llama.checkpoint.manager import CheckpointManager, RunIdentity
-    from colossal_llama.checkpoint.optimizer_state import BoosterStore
+    from colossal_llama.checkpoint.optimizer_state import PieceStore
     from colossal_llama.checkpoint.verification import Verifier
     from colossal_llama.state import TrainState
 
     def make_manager(background: bool) -> CheckpointManager:
         return CheckpointManager(
             folder, *parts, identity=RunIdentity({}, {}, {}), rank=env.rank, world_size=env.world_size,
-            finish_export=lambda path: None, generators={}, store=BoosterStore(parts[0]), background=background,
+            finish_export=lambda path: None, generators={}, background=background,
+            store=PieceStore(parts[1], parts[2], env.rank, env.world_size),
         )  # fmt: skip
 
     figures: dict[str, Any] = {"sync": [], "stall": [], "whole": []}

@@ -2,7 +2,7 @@
 
 Colossal-AI's checkpoint IO gathers a shard on all ranks, writes it on one, gathers the next. A rank that raises where
 it writes leaves the others waiting in the next gather for ever, and a rank that writes keeps all of them from
-training. Whatever the plugin, it writes tensors with ``torch.save`` and ``safetensors.torch.save_file``, and indices
+training. Whatever the plugin, it writes models with ``torch.save`` and ``safetensors.torch.save_file``, and indices
 with ``CheckpointIndexFile.write_index_file``; a :class:`FileWriter` takes these three over while a checkpoint is saved.
 Its first failure is kept until all ranks are out of the gathers, and with snapshots the tensors are only copied to
 host memory there and written later.
@@ -105,9 +105,13 @@ class FileWriter:
             torch.save, safetensors.torch.save_file = _torch_save, _save_file
             CheckpointIndexFile.write_index_file = write_index
 
-    def write_now(self, content: Any, path: Path) -> None:
-        """Write ``content`` with torch.save, also where there are snapshots; a failure is kept for :meth:`check`."""
-        self._write(path, lambda path: write_torch(content, path))
+    def write_tensors(self, tensors: dict[str, torch.Tensor], path: Path, metadata: dict[str, str]) -> None:
+        """Write a file of safetensors; they may share memory. A failure is kept for :meth:`check`."""
+
+        def write(kept: dict[str, torch.Tensor], path: Path) -> None:
+            write_safetensors({name: _on_host_alone(tensor) for name, tensor in kept.items()}, path, metadata)
+
+        self._take(path, tensors, write)
 
     def check(self) -> None:
         """Raise what went wrong so far.
@@ -157,6 +161,12 @@ class FileWriter:
         except OSError as error:
             nameless = error.filename is None and error.errno is not None  # raised by an open file
             self._error = OSError(error.errno, error.strerror, str(path)) if nameless else error
+
+
+def _on_host_alone(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in host memory that no other one shares: safetensors refuses those."""
+    alone = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor.detach().to("cpu", copy=not alone)
 
 
 class _PatientFile:

@@ -3,7 +3,7 @@
 Layout of ``<save_dir>/epoch-E_step-S/``, upstream's with additions:
 
 - ``modeling/``: weights in safetensors shards, configuration, tokenizer; opens with plain transformers
-- ``optimizer/``: the optimizer's state: the Booster's shards, or a file of each rank
+- ``optimizer/``: the optimizer's states, in pieces or as each rank has them
 - ``lr_scheduler``: the schedule's state
 - ``running_states.json``: :class:`state.TrainState`, the layout of the ranks and the data it belongs to
 - ``masters/``: fp32 master weights, in pieces; ``rng/``: generator states per rank; ``loss_scale.pt`` (fp16)
@@ -34,7 +34,6 @@ from colossal_llama.checkpoint.folders import (
 from colossal_llama.checkpoint.manifest import write_manifest
 from colossal_llama.checkpoint.masters import MASTERS, MODELING, load_masters, save_masters
 from colossal_llama.checkpoint.optimizer_state import OptimizerStore
-from colossal_llama.checkpoint.resharding import check_reshardable, keeping_settings, restore_step_counts
 from colossal_llama.checkpoint.rng import load_rng, reseed_rng, save_rng
 from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE, MANIFEST_FILE
 from colossal_llama.distributed.agreement import WriteFailedError, run_together
@@ -44,7 +43,6 @@ from colossal_llama.state import TrainState
 
 if TYPE_CHECKING:
     from colossal_llama.checkpoint.file_writer import FileWriter, HostSnapshots
-    from colossal_llama.checkpoint.zero_states import Deferred
 
 OPTIMIZER = "optimizer"
 LR_SCHEDULER = "lr_scheduler"
@@ -62,8 +60,8 @@ class RunIdentity:
     """What a run shares with the checkpoint it resumes.
 
     Attributes:
-        layout: plugin, precision, number of processes and parallel sizes. Another is fine; see ``checkpoint.masters``
-            and ``checkpoint.resharding``.
+        layout: plugin, precision, number of processes and parallel sizes. Another is fine; see
+            ``checkpoint.piece_files``.
         batch: rows of an optimizer step; another number is fine, because the data order does not depend on it.
         data: rows, epochs and seed, in which the consumed samples are counted; must be the same.
         trained: what is trained (frozen parts, LoRA rank) and how; must be the same.
@@ -231,7 +229,6 @@ class CheckpointManager:
         self._background: Future[None] | None = None
         self._executor: ThreadPoolExecutor | None = None
         self._snapshots: HostSnapshots | None = None
-        self._deferred: Deferred | None = None
         self._group: Any = None
         if background:
             self._prepare_background()
@@ -256,15 +253,15 @@ class CheckpointManager:
         content = asdict(state) | self._identity.content() | {"sample_start_index": state.consumed_samples}
         content |= {"manifest": MANIFEST_FILE}  # where one is expected, its loss is noticed
 
-        def write_states(folder: Path) -> None:
+        def write_states(folder: Path, writer: FileWriter) -> None:
             if self._rank == 0:
                 (folder / RUNNING_STATES).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
         self._publish(
             target,
             [
-                lambda folder: self._write_model(folder / MODELING),
-                lambda folder: self._complete_model(folder / MODELING),
+                lambda folder, writer: self._write_model(folder / MODELING),
+                lambda folder, writer: self._complete_model(folder / MODELING),
                 self._write_optimizer,
                 self._write_rank_states,
                 write_states,
@@ -284,7 +281,10 @@ class CheckpointManager:
     def export(self) -> Path:
         """Write the final weights to ``<save_dir>/modeling``, ready for transformers; returns that folder."""
         target = self._save_dir / MODELING
-        self._publish(target, [self._write_model, self._complete_model])
+        self._publish(
+            target,
+            [lambda folder, writer: self._write_model(folder), lambda folder, writer: self._complete_model(folder)],
+        )
         return target
 
     def wait(self) -> None:
@@ -324,11 +324,7 @@ class CheckpointManager:
         same_layout = not self._identity.layout_changes(stored)
         if not (folder / OPTIMIZER).is_dir():
             raise UserError(f"{folder / OPTIMIZER}: missing; resume from another checkpoint")
-        if not same_layout:
-            check_reshardable(folder / OPTIMIZER, folder)
-        with keeping_settings(self._optimizer):
-            self._store.load(self._optimizer, folder / OPTIMIZER)
-        restore_step_counts(self._optimizer)
+        self._store.load(folder / OPTIMIZER, same_layout)
         self._booster.load_lr_scheduler(self._lr_scheduler, str(folder / LR_SCHEDULER))
         load_masters(self._model, self._optimizer, folder, same_layout)
         self._load_loss_scale(folder / LOSS_SCALE, same_layout)
@@ -340,7 +336,7 @@ class CheckpointManager:
         return state
 
     def _publish(
-        self, target: Path, phases: Sequence[Callable[[Path], None]], snapshots: HostSnapshots | None = None
+        self, target: Path, phases: Sequence[Callable[[Path, FileWriter], None]], snapshots: HostSnapshots | None = None
     ) -> None:
         """Have ``phases`` fill a folder, one after the other, and give it the name ``target``.
 
@@ -353,13 +349,12 @@ class CheckpointManager:
         from colossal_llama.checkpoint.file_writer import FileWriter
 
         self.wait()
-        self._deferred = None
         scratch = target.with_name(f".{target.name}.tmp")
         writer = FileWriter(scratch, snapshots)
 
-        def run_phase(phase: Callable[[Path], None]) -> None:
+        def run_phase(phase: Callable[[Path, FileWriter], None]) -> None:
             with writer.taking_over():
-                phase(scratch)
+                phase(scratch, writer)
             writer.check()
 
         with self._explaining(target, scratch):
@@ -392,9 +387,6 @@ class CheckpointManager:
                 flush_directory(target.parent)
 
         with self._explaining(target, scratch):
-            deferred, self._deferred = self._deferred, None
-            if deferred is not None:
-                run_together(partial(deferred, writer, group), group)
             records = run_together(writer.finish, group)
             run_together(publish, group)
         if self._rank == 0 and target.name != MODELING:
@@ -435,12 +427,12 @@ class CheckpointManager:
         if self._rank == 0:
             self._finish_export(folder)
 
-    def _write_optimizer(self, folder: Path) -> None:
-        self._deferred = self._store.save(self._optimizer, folder / OPTIMIZER, self._snapshots)
+    def _write_optimizer(self, folder: Path, writer: FileWriter) -> None:
+        self._store.save(folder / OPTIMIZER, writer)
         self._booster.save_lr_scheduler(self._lr_scheduler, str(folder / LR_SCHEDULER))
 
-    def _write_rank_states(self, folder: Path) -> None:
-        save_masters(self._model, self._optimizer, folder / MASTERS, self._rank, self._world_size)
+    def _write_rank_states(self, folder: Path, writer: FileWriter) -> None:
+        save_masters(self._model, self._optimizer, folder / MASTERS, self._rank, self._world_size, writer)
         save_rng(folder / RNG, self._rank, self._generators)
         self._save_loss_scale(folder / LOSS_SCALE)
 

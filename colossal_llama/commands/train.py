@@ -244,7 +244,7 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
         finish_export=finish,
         generators=attach_neftune(setting, model),
         lora=config.lora_rank > 0,
-        store=build_optimizer_store(setting, booster),
+        store=build_optimizer_store(setting, model, optimizer),
         retention=Retention(config.keep_last, config.keep_every),
         resumed=None if inputs.resume_from is None else inputs.resume_from.resolve(),
         background=config.async_save,

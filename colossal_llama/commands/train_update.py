@@ -112,18 +112,18 @@ def build_schedule(setting: Setting, optimizer: Any) -> Any:
     )
 
 
-def build_optimizer_store(setting: Setting, booster: Any) -> OptimizerStore:
-    """What writes and reads the optimizer's state: the Booster where it can, else every rank its own."""
-    from colossal_llama.checkpoint.optimizer_state import BoosterStore, RankStore
+def build_optimizer_store(setting: Setting, model: Any, optimizer: Any) -> OptimizerStore:
+    """What writes and reads the states of the boosted optimizer."""
+    from colossal_llama.checkpoint.optimizer_state import PieceStore, RankStore
     from colossal_llama.constants import FLAT
     from colossal_llama.optim import OPTIMIZERS
     from colossal_llama.plugins import first_replica
 
-    if OPTIMIZERS.get(setting.config.optimizer).saved_by_booster:
-        return BoosterStore(booster)
     rank = setting.env.rank
+    if OPTIMIZERS.get(setting.config.optimizer).has_elementwise_states:
+        return PieceStore(model, optimizer, rank, setting.env.world_size)
     is_sharded = setting.spec.weight_form(setting.options) == FLAT
-    return RankStore(rank, owner=rank if is_sharded else first_replica(setting.layout))
+    return RankStore(optimizer, rank, owner=rank if is_sharded else first_replica(setting.layout))
 
 
 def update_settings(config: TrainConfig | None) -> dict[str, Any]:

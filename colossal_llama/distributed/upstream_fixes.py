@@ -14,6 +14,9 @@ RoPE frequencies cast to bf16 with the weights (every          ``model.rope.rest
 wrapper's ``module.to(dtype)``)                                ``boost``
 fp32 master weights missing from checkpoints                   ``checkpoint.masters``
 (zero, hybrid and sharded Gemini checkpoint IO)
+Gemini's optimizer checkpoints have step counts as fp32        ``checkpoint.optimizer_state`` writes all states
+tensors, other plugins' as integers, and each refuses the      in pieces
+other's (zero/gemini/gemini_optimizer.py, ``cast``)
 vocabulary not a multiple of 64: cannot be saved               ``plugins.hybrid``: no padding is asked for;
 (tensor/padded_tensor/api.py:47, checkpoint_io/utils.py:128)   a vocabulary that tp does not divide is refused
 no barrier after saving (checkpoint_io)                        ``checkpoint.manager`` ends each phase with one
@@ -48,7 +51,6 @@ def apply() -> None:
     _fix_gradient_norm_of_empty_stage()
     _fix_safetensors_of_tied_weights()
     _fix_padding_of_layers_that_peft_wraps()
-    _fix_gemini_loading_of_step_counts()
     _applied = True
 
 
@@ -268,24 +270,3 @@ def _fix_padding_of_layers_that_peft_wraps() -> None:
 
     for layer_class in (PaddingEmbedding, PaddingLMHead):
         layer_class.from_native_module = keeping(layer_class.from_native_module)
-
-
-def _fix_gemini_loading_of_step_counts() -> None:
-    """zero/gemini/gemini_optimizer.py:755: loading asserts that every state is a tensor, as Gemini's own checkpoints
-    have it, but the step counts in those of the other plugins are integers.
-
-    They become tensors first.
-    """
-    import torch
-    from colossalai.zero.gemini.gemini_optimizer import GeminiOptimizer
-
-    load = GeminiOptimizer.load_single_param_states
-
-    def load_tensors(self: Any, param_id: int, saved_states: dict[str, Any]) -> None:
-        tensors = {
-            name: value if isinstance(value, torch.Tensor) else torch.tensor(float(value))
-            for name, value in saved_states.items()
-        }
-        load(self, param_id, tensors)
-
-    GeminiOptimizer.load_single_param_states = load_tensors

@@ -36,8 +36,8 @@ class OptimizerSpec:
             process with whole matrices.
         matrix_options: entries that it needs in the group of matrices, from the values of the flags.
         state_bytes: its states for each trained parameter of a matrix, at most.
-        saved_by_booster: Colossal-AI's checkpoints hold its state; otherwise every rank writes its own, because they
-            take all states for fp32 tensors of the parameter's shape.
+        has_elementwise_states: its state tensors have an entry for each element of a parameter, so that they can be cut
+            anew for another layout of ranks.
     """
 
     summary: str
@@ -45,7 +45,7 @@ class OptimizerSpec:
     works_on: frozenset[str]
     state_bytes: float
     matrix_options: Callable[[int, int, float], dict[str, Any]] = field(default=lambda *flags: {})
-    saved_by_booster: bool = False
+    has_elementwise_states: bool = False
 
 
 OPTIMIZERS: Registry[OptimizerSpec] = Registry("optimizer")
@@ -124,7 +124,7 @@ OPTIMIZERS.add(
         _hybrid_adam,
         _ELEMENTWISE | {CHUNKS},
         state_bytes=8,
-        saved_by_booster=True,
+        has_elementwise_states=True,
     ),
 )
 OPTIMIZERS.add(
@@ -134,6 +134,7 @@ OPTIMIZERS.add(
         _lion,
         _ELEMENTWISE,
         state_bytes=4,
+        has_elementwise_states=True,
     ),
 )
 OPTIMIZERS.add(

@@ -94,7 +94,7 @@ def assert_same_run(job: Job, other: Job) -> None:
     assert all(expected[name].equal(found[name]) for name in expected)
 
 
-KILLS = ["torch:2:0", "step:4:1", "flush:3:0", "manifest:1:0", "publish:2:0", "retire:1:0"]
+KILLS = ["torch:2:0", "safetensors:3:1", "step:4:1", "flush:3:0", "manifest:1:0", "publish:2:0", "retire:1:0"]
 """At which events a run is killed, one start after the other: while tensors of the first checkpoint are written, in the
 fourth step, and so on. The last two come after a checkpoint has been written in that start."""
 
@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_is_refused_or_skipped_for_the_one_before(tmp_path,
     shutil.copytree(whole(*ZERO2).save_dir, job.save_dir)
     shutil.rmtree(job.save_dir / "modeling")
     newest, before = job.save_dir / "epoch-0_step-16", job.save_dir / "epoch-0_step-8"
-    states = next((newest / "optimizer").glob("pytorch_optim-*.bin"))
+    states = next((newest / "optimizer").glob("rank-*.safetensors"))
     content = bytearray(states.read_bytes())
     content[len(content) // 2] ^= 4
     states.write_bytes(content)
@@ -240,10 +240,10 @@ def test_a_full_disk_stops_all_ranks_and_leaves_what_was_good(
 
 
 def test_a_write_that_fails_on_one_rank_stops_all(tmp_path, tiny_model, rows_1_step):
-    """Rank 1 writes nothing but its masters and generators; rank 0's files are longer than the limit."""
+    """Rank 1 writes nothing but its pieces and generators; rank 0's files are longer than the limit."""
     job = Job(tmp_path, tiny_model, rows_1_step, *ZERO2, "--save_interval", "1")
     line = error_line(job.run(code=2, FILE_LIMIT="1:20000"))
-    assert "masters/rank-00001-of-00002.safetensors: File too large (rank 1)" in line
+    assert "optimizer/rank-00001-of-00002-00000.safetensors: File too large (rank 1)" in line
     assert "no checkpoint is complete" in line
     assert os.listdir(job.save_dir) == []
 

@@ -98,13 +98,13 @@ def test_the_came_that_colossalai_puts_in_its_place_is_wrong(layout, wrong_from,
 def test_states_of_another_layout_are_refused(tmp_path, tiny_model, rows_1_step):
     more = ("--num_epochs", "2", "--save_interval", "1", "--mixed_precision", "fp32", *FLAGS_OF["zero2"])
     start = partial(flags, tiny_model, rows_1_step, *more)
-    save_dir = train(tmp_path / "whole", start("--optimizer", "lion"))
+    save_dir = train(tmp_path / "whole", start("--optimizer", "adamw_8bit"))
     checkpoint = save_dir / "epoch-0_step-1"
     outputs = ["--save_dir", str(tmp_path / "new"), "--config_file", str(tmp_path / "config.json")]
     failed = run_training([*start("--optimizer", "hybrid_adam"), "--load_checkpoint", str(checkpoint), *outputs])
     assert failed.returncode != 0
-    assert "cannot resume, optimizer was lion, now hybrid_adam" in failed.stderr
-    resumed = [*start("--optimizer", "lion"), "--load_checkpoint", str(checkpoint), *outputs]
+    assert "cannot resume, optimizer was adamw_8bit, now hybrid_adam" in failed.stderr
+    resumed = [*start("--optimizer", "adamw_8bit"), "--load_checkpoint", str(checkpoint), *outputs]
     failed = run_training(resumed, processes=1)
     assert failed.returncode != 0
     assert "can only be resumed on the layout that wrote them" in failed.stderr

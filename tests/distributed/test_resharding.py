@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from colossal_llama.checkpoint.masters import StoredWeights
+from colossal_llama.checkpoint.piece_files import PIECE_FILES, StoredPieces
 from colossal_llama.data.sampler import BucketSampler
 from tests.distributed.cases import SHARD
 from tests.helpers.launching import outputs_in, read_losses, read_metrics, run_training, train
@@ -46,25 +47,18 @@ def assert_same_weights(expected, found):
 
 
 def optimizer_states(checkpoint):
-    states = {}
-    for file in (checkpoint / "optimizer").glob("pytorch_optim*.bin"):
-        content = torch.load(file, weights_only=False)
-        if isinstance(content, dict):
-            states |= content
-    assert states
-    return states
+    return StoredPieces(sorted((checkpoint / "optimizer").glob(PIECE_FILES)))
 
 
-def assert_same_states(expected, found):
+def assert_same_states(expected, found, kinds=("exp_avg", "exp_avg_sq")):
     """Both checkpoints hold the same optimizer states, to the bit."""
     one, other = optimizer_states(expected), optimizer_states(found)
-    assert one.keys() == other.keys()
-    for number, state in one.items():
-        assert state.keys() == other[number].keys() == {"step", "exp_avg", "exp_avg_sq"}
-        assert int(state["step"]) == int(other[number]["step"]) == SAVED_AT
-        for name in ("exp_avg", "exp_avg_sq"):
-            assert state[name].abs().max() > 0
-            assert torch.equal(state[name].flatten(), other[number][name].flatten()), (number, name)
+    assert set(one.keys) == set(other.keys) == {f"{kind}/{name}" for kind in kinds for name in one.scalars}
+    assert one.scalars == other.scalars
+    assert all(numbers == {"step": SAVED_AT} for numbers in one.scalars.values())
+    for key in one.keys:
+        assert one.whole(key).abs().max() > 0
+        assert torch.equal(one.whole(key), other.whole(key)), key
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +179,28 @@ def test_another_run_is_refused(change, message, saved, tiny_model, rows_6_steps
     assert len(lines) == 1
     assert f"cannot resume, {message}" in lines[0]
     assert lines[0].endswith("/modeling")
+
+
+def test_lion_changes_its_layout(tmp_path, tiny_model, rows_6_steps):
+    lion = ("--optimizer", "lion", "--save_interval", str(SAVED_AT))
+    checkpoint = None
+    for name in ("zero2", "3d-tp2", "ddp on 1", "3d-pp2"):
+        resume = [] if checkpoint is None else ["--load_checkpoint", str(checkpoint)]
+        layout = (LAYOUTS | ONE_PROCESS)[name]
+        train(
+            tmp_path / name,
+            arguments(tiny_model, rows_6_steps, layout, *lion, *resume),
+            processes=1 if name in ONE_PROCESS else 2,
+            environment={"RESAVE": str(tmp_path / name / "again")},
+        )
+        if checkpoint is None:
+            checkpoint = checkpoint_of(tmp_path / name)
+            continue
+        again = tmp_path / name / "again" / checkpoint.name
+        assert_same_weights(checkpoint, again)
+        assert_same_states(checkpoint, again, kinds=("state1",))
+        whole = read_losses(tmp_path / "zero2")[SAVED_AT:]
+        assert read_losses(tmp_path / name) == pytest.approx(whole, abs=LOSS_TOLERANCE)
 
 
 def test_tied_embeddings_and_precisions_go_through_a_pipeline_and_back(tmp_path, tiny_tied_model, rows_6_steps):

@@ -6,6 +6,7 @@ Where a test takes a remedy out and finds nothing wrong any more, upstream has m
 import pytest
 import torch
 
+from colossal_llama.checkpoint.piece_files import PIECE_FILES, StoredPieces
 from tests.distributed.cases import SHARD, SP
 from tests.distributed.test_plugins import COMMON, flags, load_weights
 from tests.helpers.launching import read_grad_norms, read_losses, run_training, train
@@ -90,15 +91,8 @@ def test_gemini_clips_on_the_host(tmp_path, tiny_model, rows_1_step):
             "--gradient_clipping", limit, "--save_interval", "1",
         )  # fmt: skip
         save_dir = train(folder, arguments, environment=SHARD)
-        shards = (save_dir / "epoch-0_step-1" / "optimizer").glob("*.bin")
-        states = [torch.load(shard, weights_only=False) for shard in shards]
-        squares = [
-            entry["exp_avg_sq"].float().sum()
-            for state in states
-            if isinstance(state, dict)
-            for entry in state.values()
-            if isinstance(entry, dict) and "exp_avg_sq" in entry
-        ]
+        stored = StoredPieces(list((save_dir / "epoch-0_step-1" / "optimizer").glob(PIECE_FILES)))
+        squares = [stored.whole(key).sum() for key in stored.keys if key.startswith("exp_avg_sq/")]
         moments[limit] = sum(squares).item()
     norm = read_grad_norms(tmp_path / "limit-0.01")[0]
     assert moments["0.01"] == pytest.approx(moments["0"] * (0.01 / norm) ** 2, rel=0.1)
@@ -215,7 +209,7 @@ def test_checkpoint_is_published_only_when_every_rank_has_written(tmp_path, tiny
         outputs += ["--config_file", str(tmp_path / "config.json")]
         run_training([*arguments, *outputs], environment={"SLOW_RANK": "1", **environment})
         written[name] = {path.name for path in (tmp_path / name / "epoch-0_step-1" / "masters").iterdir()}
-    everyone = {"rank-00000-of-00002.safetensors", "rank-00001-of-00002.safetensors"}
+    everyone = {f"rank-0000{rank}-of-00002-00000.safetensors" for rank in (0, 1)}
     assert written["with"] == everyone
     assert written["without"] != everyone
 

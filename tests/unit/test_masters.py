@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,18 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from colossal_llama.checkpoint.masters import (
-    EMBEDDING,
-    HEAD,
-    MASTERS,
-    MODELING,
-    Piece,
+from colossal_llama.checkpoint import piece_files
+from colossal_llama.checkpoint.file_writer import FileWriter
+from colossal_llama.checkpoint.masters import MASTERS, MODELING, StoredWeights
+from colossal_llama.checkpoint.piece_files import (
+    PIECE_FILES,
+    NamedPiece,
     Place,
-    StoredWeights,
-    plain_name,
+    StoredPieces,
     whole_place,
     write_pieces,
 )
+from colossal_llama.checkpoint.weight_pieces import EMBEDDING, HEAD, choose_writers, plain_name
 from colossal_llama.errors import UserError
 
 
@@ -60,11 +61,15 @@ def test_any_cutting_can_be_read_as_any_other(
     checkpoint = tmp_path_factory.mktemp("checkpoint")
     (checkpoint / MASTERS).mkdir()
     for rank, place in enumerate(written):
-        write_pieces([Piece("w", place, place.cut(whole))], checkpoint / MASTERS / f"rank-{rank:05d}.safetensors")
+        write([NamedPiece("w", place, place.cut(whole))], checkpoint / MASTERS, rank)
     stored = StoredWeights(checkpoint)
     assert torch.equal(stored.whole("w"), whole)
     for place in wanted:
         assert torch.equal(stored.piece("w", place), place.cut(whole))
+
+
+def write(pieces: list[NamedPiece], folder: Path, rank: int = 0, **more: Any) -> None:
+    write_pieces(pieces, folder, rank, 8, FileWriter(folder), **more)
 
 
 def write_whole(checkpoint: Path, tensors: dict[str, torch.Tensor], config: dict[str, object]) -> None:
@@ -76,17 +81,42 @@ def write_whole(checkpoint: Path, tensors: dict[str, torch.Tensor], config: dict
 def test_ranges_of_one_storage_are_written(tmp_path: Path) -> None:
     chunk = torch.arange(10.0)
     pieces = [
-        Piece("a", Place((2, 3), 0, 0, 2, 0, 6), chunk[:6]),
-        Piece("b", Place((8,), 0, 0, 8, 0, 4), chunk[6:]),
+        NamedPiece("a", Place((2, 3), 0, 0, 2, 0, 6), chunk[:6]),
+        NamedPiece("b", Place((8,), 0, 0, 8, 0, 4), chunk[6:]),
     ]
     (tmp_path / MASTERS).mkdir()
-    write_pieces(pieces, tmp_path / MASTERS / "rank-00000-of-00001.safetensors")
+    write(pieces, tmp_path / MASTERS)
     stored = StoredWeights(tmp_path)
     assert stored.whole("a").tolist() == [[0, 1, 2], [3, 4, 5]]
     with pytest.raises(UserError, match="holds 4 of 8 elements of b, a file is missing"):
         stored.whole("b")
     with pytest.raises(UserError, match="holds no weights of c"):
         stored.whole("c")
+
+
+def test_files_are_limited_and_single_numbers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(piece_files, "FILE_BYTES", 40)
+    pieces = [NamedPiece(f"a/{size}", whole_place((size,)), torch.full((size,), float(size))) for size in (4, 6, 1, 20)]
+    write(pieces, tmp_path, scalars={"4": {"step": 3}})
+    names = [path.name for path in sorted(tmp_path.glob(PIECE_FILES))]
+    assert names == [f"rank-00000-of-00008-0000{number}.safetensors" for number in range(3)]
+    stored = StoredPieces(sorted(tmp_path.glob(PIECE_FILES)))
+    assert [stored.whole(piece.key).tolist() for piece in pieces] == [piece.tensor.tolist() for piece in pieces]
+    assert stored.scalars == {"4": {"step": 3}}
+
+
+@pytest.mark.parametrize(("scalars", "files"), [(None, 0), ({}, 1)])
+def test_without_pieces_only_a_rank_that_must_writes(scalars: dict | None, files: int, tmp_path: Path) -> None:
+    write([], tmp_path, scalars=scalars)
+    assert len(list(tmp_path.glob(PIECE_FILES))) == files
+
+
+def test_every_piece_is_written_once_and_replicas_share_the_work() -> None:
+    sizes = {"a": 8, "b": 4, "c": 4, "d": 1}
+    replicas = [(name, whole_place((size,))) for name, size in sizes.items()]
+    alone = ("e", Place((4,), 0, 0, 4, 2, 4))
+    writers = choose_writers([replicas, [*replicas, alone]])
+    assert {name: writer for (name, _), writer in writers.items()} == {"a": 0, "b": 1, "c": 1, "d": 0, "e": 1}
 
 
 def test_weights_of_an_fp32_run_are_those_of_the_exported_model(tmp_path: Path) -> None:

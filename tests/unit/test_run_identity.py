@@ -5,10 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from colossal_llama.checkpoint.manager import RunIdentity
-from colossal_llama.checkpoint.resharding import check_reshardable, keeping_settings
+from colossal_llama.checkpoint.optimizer_state import RankStore
 from colossal_llama.commands.train_update import update_settings
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.train import TrainConfig
@@ -57,29 +56,8 @@ def test_a_checkpoint_from_before_the_fingerprint_is_accepted() -> None:
 
 
 def test_states_of_single_ranks_cannot_change_their_layout(tmp_path: Path) -> None:
-    (tmp_path / "rank-00000.pt").touch()
     with pytest.raises(UserError, match=f"layout that wrote them; .* --load_checkpoint {SOURCE}/modeling"):
-        check_reshardable(tmp_path, SOURCE)
-    (tmp_path / "pytorch_optim.bin.index.json").touch()
-    check_reshardable(tmp_path, SOURCE)
-
-
-class Wrapper:
-    """As Colossal-AI wraps an optimizer."""
-
-    def __init__(self, optim: torch.optim.Optimizer) -> None:
-        self.optim = optim
-
-
-def test_the_settings_of_the_flags_outlive_the_stored_ones() -> None:
-    def optimizer(lr: float, weight_decay: float) -> torch.optim.Optimizer:
-        return torch.optim.AdamW([torch.nn.Parameter(torch.ones(2))], lr=lr, weight_decay=weight_decay, eps=lr / 2)
-
-    now = optimizer(0.1, 0.2)
-    with keeping_settings(Wrapper(now)):
-        now.load_state_dict(optimizer(0.3, 0.4).state_dict())
-    assert (now.param_groups[0]["lr"], now.param_groups[0]["weight_decay"]) == (0.1, 0.2)
-    assert now.param_groups[0]["eps"] == 0.15  # no flag decides it
+        RankStore(None, 0, 0).load(SOURCE / "optimizer", same_layout=False)
 
 
 def identity(*flags: str) -> RunIdentity:
