@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import random
 import socket
@@ -66,14 +67,19 @@ def world_size_from_environment() -> int:
 def quiet_imports() -> Iterator[None]:
     """Swallow warnings while colossalai and its dependencies are imported: nothing that a user could act on.
 
-    A filter would not do: torch shows some of them whatever the filters say.
+    A filter would not do: torch shows some of them whatever the filters say. bitsandbytes logs one on CPUs, about a
+    package for 4-bit inference.
     """
     show = warnings.showwarning
     warnings.showwarning = lambda *args, **kwargs: None
+    bitsandbytes = logging.getLogger("bitsandbytes")
+    level = bitsandbytes.level
+    bitsandbytes.setLevel(logging.ERROR)
     try:
         yield
     finally:
         warnings.showwarning = show
+        bitsandbytes.setLevel(level)
 
 
 def launch(seed: int) -> DistEnv:
