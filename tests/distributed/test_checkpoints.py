@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from colossal_llama.checkpoint.folders import existing_checkpoints
 from colossal_llama.checkpoint.verification import Verifier
+from tests.distributed.cases import SP
 from tests.distributed.test_plugins import flags, load_weights
 from tests.helpers.launching import read_losses, run_training
 
@@ -21,6 +22,8 @@ BF16 = ("--mixed_precision", "bf16")
 ZERO2 = (*BF16, "--plugin", "zero2", "--batch_size", "2")
 TP2 = (*BF16, "--plugin", "3d", "--zero", "0", "--tp", "2", "--batch_size", "4")
 PP2 = (*BF16, "--plugin", "3d", "--zero", "0", "--pp", "2", "--batch_size", "4")
+DP2 = (*BF16, "--plugin", "3d", "--zero", "1", "--batch_size", "2")
+SP2 = (*BF16, "--plugin", "3d", "--zero", "1", "--sp", "2", *SP, "all_to_all", "--batch_size", "4")
 ZERO2_CPU = (*BF16, "--plugin", "zero2_cpu", "--batch_size", "2")
 GEMINI = (*BF16, "--plugin", "gemini", "--batch_size", "2")
 GEMINI_AUTO = (*BF16, "--plugin", "gemini_auto", "--batch_size", "2")
@@ -119,8 +122,8 @@ def test_killed_again_and_again_it_ends_as_if_it_never_was(background, tmp_path,
 
 @pytest.mark.parametrize(
     "layout",
-    [DDP, ZERO2_CPU, GEMINI, GEMINI_AUTO, TP2, PP2],
-    ids=["ddp", "zero2_cpu", "gemini", "gemini_auto", "tp2", "pp2"],
+    [DDP, ZERO2_CPU, GEMINI, GEMINI_AUTO, DP2, TP2, PP2, SP2],
+    ids=["ddp", "zero2_cpu", "gemini", "gemini_auto", "dp2", "tp2", "pp2", "sp2"],
 )
 def test_killed_while_it_publishes_it_goes_on_with_every_plugin(layout, tmp_path, tiny_model, rows_20_steps, whole):
     job = Job(tmp_path, tiny_model, rows_20_steps, *layout, "--save_interval", "8", *AUTO)

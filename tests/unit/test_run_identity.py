@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from colossal_llama.checkpoint.manager import RunIdentity
-from colossal_llama.checkpoint.optimizer_state import RankStore
+from colossal_llama.checkpoint.optimizer_state import PieceStore, RankStore
 from colossal_llama.commands.train_update import update_settings
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.train import TrainConfig
@@ -58,6 +58,13 @@ def test_a_checkpoint_from_before_the_fingerprint_is_accepted() -> None:
 def test_states_of_single_ranks_cannot_change_their_layout(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"layout that wrote them; .* --load_checkpoint {SOURCE}/modeling"):
         RankStore(None, 0, 0).load(SOURCE / "optimizer", same_layout=False)
+
+
+def test_states_of_an_older_version_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "optimizer").mkdir()
+    (tmp_path / "optimizer" / "pytorch_optim.bin.index.json").touch()
+    with pytest.raises(UserError, match=r"no file that this version can read; .* --load_checkpoint .*modeling"):
+        PieceStore(None, None, 0, 1).load(tmp_path / "optimizer", same_layout=True)
 
 
 def identity(*flags: str) -> RunIdentity:
