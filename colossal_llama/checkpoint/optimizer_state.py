@@ -72,7 +72,9 @@ class PieceStore:
         for piece in pieces_to_write(weight_pieces(self._model, self._optimizer), self._rank):
             for name, value in states.get(piece.owner, {}).items():
                 if isinstance(value, torch.Tensor):
-                    tensors.append(NamedPiece(f"{name}/{piece.name}", piece.place, value.view(-1)[: piece.place.numel]))
+                    tensors.append(
+                        NamedPiece(f"{name}/{piece.name}", piece.place, value.reshape(-1)[: piece.place.numel])
+                    )
                 else:
                     scalars.setdefault(piece.name, {})[name] = value
         # A folder without files is one that lost them: before the first update there is at least an empty file.
