@@ -141,15 +141,15 @@ class ChatPage:
         self._rooms.leave(str(request.session_hash))
 
     def settings_controls(self) -> list[gr.components.Component]:
-        """Controls of the sampling settings, in the order of :meth:`answer`."""
+        """Controls of the sampling settings, in the order of :meth:`answer`; their ranges hold what they start with."""
         start = self._defaults
-        longest = max(4096, start.max_new_tokens)
+        coldest, hottest = min(0.05, start.temperature), max(2.0, start.temperature)
         return [
             gr.Checkbox(start.do_sample, label="Sample", info="off: always the likeliest token"),
-            gr.Slider(0.05, 2.0, start.temperature, step=0.05, label="Temperature"),
-            gr.Slider(0.05, 1.0, start.top_p, step=0.05, label="Top p"),
-            gr.Slider(0, 200, start.top_k, step=1, label="Top k", info="0: no limit"),
-            gr.Slider(1, longest, start.max_new_tokens, step=1, label="Max new tokens"),
+            gr.Slider(coldest, hottest, start.temperature, step=0.05, label="Temperature"),
+            gr.Slider(min(0.05, start.top_p), 1.0, start.top_p, step=0.05, label="Top p"),
+            gr.Slider(0, max(200, start.top_k), start.top_k, step=1, label="Top k", info="0: no limit"),
+            gr.Slider(1, max(4096, start.max_new_tokens), start.max_new_tokens, step=1, label="Max new tokens"),
         ]
 
 

@@ -26,7 +26,7 @@ def check_sampling(flags: SamplingFlags) -> None:
     """
     if flags.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens must be at least 1, not {flags.max_new_tokens}")
-    if flags.temperature <= 0:
+    if not flags.temperature > 0:  # NaN is neither
         raise UserError(f"--temperature must be positive, not {flags.temperature}; use --do_sample false for greedy")
     if not 0 < flags.top_p <= 1:
         raise UserError(f"--top_p must lie above 0 and up to 1, not {flags.top_p}")

@@ -180,6 +180,25 @@ def test_a_question_that_is_sent_twice_is_asked_once(page: Any) -> None:
     assert page.send(TAB)[2] > 0
 
 
+@pytest.mark.parametrize(
+    "start", [GREEDY, SamplingSettings(9000, True, 5.0, 500), SamplingSettings(1, True, 0.01, 0, 0.01)]
+)
+def test_the_page_takes_the_settings_that_it_starts_with(
+    start: SamplingSettings, new_session: Callable[[], ChatSession]
+) -> None:
+    from colossal_llama.chat.web import ChatPage
+
+    _, *sliders = ChatPage(Rooms(new_session), start).settings_controls()
+    values = [slider.preprocess(slider.value) for slider in sliders]  # Gradio refuses what lies out of a slider's range
+    assert values == [start.temperature, start.top_p, start.top_k, start.max_new_tokens]
+
+
+def test_a_whole_temperature_is_one(page: Any) -> None:
+    number = page.send(TAB)[2]
+    shown = list(page.answer(number, "Who?", "", True, 2, 1, 50, 8, TAB))  # a browser writes 2.0 as 2
+    assert shown[-1][0][1]["role"] == "assistant"
+
+
 def test_a_fast_answer_is_shown_in_steps(page: Any) -> None:
     from colossal_llama.chat.web import paced
 

@@ -58,6 +58,7 @@ def test_the_command_refuses_before_it_loads_a_model(
         ([str(tmp_path), "--web", "--port", "70000"], "--port must lie between 0 and 65535"),
         ([str(tmp_path), "--web", "--port", str(taken)], f"--port {taken}: in use on {HOST}"),
         ([str(tmp_path), "--temperature", "0"], "--temperature must be positive"),
+        ([str(tmp_path), "--temperature", "nan"], "--temperature must be positive"),
         ([str(tmp_path)], "no config.json"),
     )
     for flags, message in cases:
