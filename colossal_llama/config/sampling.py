@@ -18,6 +18,18 @@ class SamplingFlags(Protocol):
     top_p: float
 
 
+def check_text(flag: str, text: str) -> None:
+    """Refuse text that no tokenizer takes.
+
+    Raises:
+        UserError: bytes of the command line were not UTF-8; names the flag.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{flag}: not UTF-8; give the text in UTF-8") from error
+
+
 def check_sampling(flags: SamplingFlags) -> None:
     """Refuse values that generation cannot use.
 
