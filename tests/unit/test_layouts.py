@@ -116,6 +116,7 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     ("flags", "message"),
     [
         (("--gpus", "0"), "--gpus must be at least 1"),
+        (("--output", f"{__file__}/plan.json"), f"{__file__}/plan.json: cannot be written"),
         (("--efficiency", "2"), "--efficiency must lie above 0"),
         (("--gpu", "abacus"), "--gpu abacus: unknown; give --peak_tflops"),
         (("-c", "nothing"), "--model nothing: neither a known model"),

@@ -111,6 +111,7 @@ def test_files_that_will_not_do(model_dir: Path, tmp_path: Path, capsys: pytest.
         (["--input_file", str(good), "--prompt_style", "pretrained"], "in.jsonl:1: a conversation needs"),
         (["--output_file", str(tmp_path / "out.jsonl")], "give that too"),
         (["--input_file", str(good), "--batch_size", "0"], "--batch_size must be at least 1"),
+        (["--input_txt", "caf\udce9"], "--input_txt: not UTF-8"),
         (["--num_beams", "0"], "--num_beams must be at least 1"),
     )
     before = {entry: entry.read_bytes() for entry in tmp_path.iterdir()}
@@ -121,6 +122,9 @@ def test_files_that_will_not_do(model_dir: Path, tmp_path: Path, capsys: pytest.
     assert {entry: entry.read_bytes() for entry in tmp_path.iterdir()} == before
     blocked = tmp_path / "empty.txt" / "out.jsonl"
     assert run(model_dir, "--input_file", str(good), "--output_file", str(blocked)) == 2
-    assert f"{blocked}: cannot be written" in capsys.readouterr().err
+    refused = f"error: --output_file: the folder {blocked.parent}: {blocked.parent} is a file; give another folder\n"
+    assert capsys.readouterr().err == refused  # and no prompt was answered in vain
+    assert run(model_dir, "--input_file", str(good), "--output_file", str(tmp_path), "--overwrite") == 2
+    assert capsys.readouterr().err == f"error: --output_file {tmp_path}: is a folder; give a file\n"
     assert run(model_dir, "--input_file", str(good), "--output_file", str(good), "--overwrite") == 0
     assert "generated_text" in good.read_text()
