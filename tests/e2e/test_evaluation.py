@@ -22,6 +22,7 @@ from colossal_llama.comparison.figures import named_models
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.evaluate import BENCHMARK_NAMES, CompareConfig, EvaluateConfig
 from colossal_llama.evaluation.perplexity import score_texts
+from colossal_llama.evaluation.results import show_score
 from colossal_llama.generation import SamplingSettings, build_prompt, generate, load_for_generation
 from tests.helpers import benchmark_files as files
 from tests.helpers.assets import sanguo_text
@@ -426,6 +427,13 @@ def test_the_page_stands_alone_and_shows_everything(place: Workplace, comparison
     cell = f"{bits['value']:.3f} [{bits['low']:.3f}, {bits['high']:.3f}]"
     assert cell in page.text
     assert cell in markdown
+    # The second model has no results: its cells say so, and the others' scores are there.
+    (row,) = re.findall(r"^\| boolq \|.*$", markdown, re.MULTILINE)
+    score = show_score(comparison["models"][0]["tasks"]["boolq"]["metrics"]["accuracy"])
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:5] == ["boolq", "accuracy (0-shot)", score, "-", "-"]
+    assert cells[5] == score
+    assert cells[6].startswith("+0.00")
 
 
 def test_results_of_another_model_are_refused(
