@@ -16,6 +16,7 @@ class SamplingFlags(Protocol):
     temperature: float
     top_k: int
     top_p: float
+    seed: int
 
 
 def check_text(flag: str, text: str) -> None:
@@ -44,3 +45,5 @@ def check_sampling(flags: SamplingFlags) -> None:
         raise UserError(f"--top_p must lie above 0 and up to 1, not {flags.top_p}")
     if flags.top_k < 0:
         raise UserError(f"--top_k must be at least 0 (0: no limit), not {flags.top_k}")
+    if not -(1 << 63) <= flags.seed < 1 << 64:  # what torch takes
+        raise UserError(f"--seed must be an integer of 64 bits, not {flags.seed}")
