@@ -286,6 +286,48 @@ def test_files_that_are_not_the_benchmarks_are_named(
     assert "law_dev.csv has 1" in line
 
 
+EXAMPLES = "subject,sat-math\n0,{example}\n"
+EXAMPLE = "\"{'passage': '', 'question': 'q', 'options': ['(A)1'], 'label': 'A'}\""
+
+
+@pytest.mark.parametrize(
+    ("task", "record", "message"),
+    [
+        ("boolq", {"question": None, "passage": "p", "answer": True}, "dev.jsonl:row 1: 'question' must be a string"),
+        ("gsm8k", {"question": "q", "answer": 5}, "'answer' must be a string, found a number"),
+        ("humaneval", {"prompt": "p", "test": None, "entry_point": "f"}, "'test' must be a string, found null"),
+        ("gaokao:biology", {"question": 1, "answer": "A"}, "'question' must be a string"),
+        (
+            "agieval:sat-math",
+            {"passage": 5, "question": "q", "options": [], "label": "A"},
+            "'passage' must be a string or null",
+        ),
+        (
+            "agieval:sat-math",
+            {"passage": None, "question": "q", "options": "ab", "label": "A"},
+            "'options' must be an array of strings",
+        ),
+    ],
+)
+def test_fields_of_another_type_are_named(
+    place: Workplace, task: str, record: dict, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in ("boolq/dev.jsonl", "gsm8k/train.jsonl", "gsm8k/test.jsonl", "humaneval/HumanEval.jsonl"):
+        files.write_lines(tmp_path / file, [record])
+    files.write_lines(tmp_path / "agieval" / "sat-math.jsonl", [record])
+    (tmp_path / "agieval" / "few_shot_prompts.csv").write_text(EXAMPLES.format(example=EXAMPLE), encoding="utf-8")
+    (tmp_path / "gaokao").mkdir()
+    content = json.dumps({"example": [record]})
+    (tmp_path / "gaokao" / "2010-2022_Biology_MCQs.json").write_text(content, encoding="utf-8")
+    flags = [str(place.base), "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--tasks", task]
+    assert message in refusal(evaluate.main, [*flags, "--allow_code_execution"], capsys)
+    (tmp_path / "agieval" / "few_shot_prompts.csv").write_text(EXAMPLES.format(example="5"), encoding="utf-8")
+    good = {"passage": None, "question": "q", "options": ["(A)1"], "label": "A"}
+    files.write_lines(tmp_path / "agieval" / "sat-math.jsonl", [good])
+    line = refusal(evaluate.main, [*flags[:-1], "agieval:sat-math"], capsys)
+    assert "few_shot_prompts.csv: not AGIEval's table of examples" in line
+
+
 def test_bits_per_byte_of_each_category(place: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
     flags = [str(place.base), "--held_out", str(place.folder / "held_out.jsonl"), "--window_characters", "150"]
     assert evaluate.main([*flags, "--output_dir", str(place.folder / "texts"), "--batch_tokens", "900"]) == 0
