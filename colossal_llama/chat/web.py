@@ -112,8 +112,15 @@ class ChatPage:
             gr.Info(describe_dropped(answer.dropped_turns))
         shown = [*visible(session.messages), {"role": "user", "content": question}]
         yield shown, ""
-        for text in paced(answer):
-            yield [*shown, {"role": "assistant", "content": text}], gr.skip()
+        before = len(session.messages)
+        try:
+            for text in paced(answer):
+                yield [*shown, {"role": "assistant", "content": text}], gr.skip()
+        except UserError as error:
+            gr.Warning(str(error))
+            is_kept = len(session.messages) > before
+            yield visible(session.messages), gr.skip() if is_kept else question
+            return
         yield visible(session.messages), gr.skip()
 
     def stop(self, request: gr.Request) -> tuple[Any, Any]:

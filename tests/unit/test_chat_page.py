@@ -95,6 +95,21 @@ def test_what_cannot_be_answered_stays_in_the_box(page: Any) -> None:
         assert ask(page, "long " * 100) == [(before, gr.skip())]
 
 
+def test_a_question_comes_back_when_the_memory_is_exhausted(
+    page: Any, new_session: Callable[[], ChatSession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise torch.cuda.OutOfMemoryError("full")
+
+    before = ask(page, "Who?")[-1][0]
+    monkeypatch.setattr(new_session()._generator._model, "forward", fail)
+    with pytest.warns(UserWarning, match="memory is exhausted"):
+        assert ask(page, "And?")[-1] == (before, "And?")
+    assert not stop_is_shown(page.buttons(TAB))
+
+
 def test_dropped_turns_are_announced(page: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import gradio as gr
 
