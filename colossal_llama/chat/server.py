@@ -97,7 +97,11 @@ def web_application(blocks: gr.Blocks, host: str) -> Any:
 
     application = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     if is_local(host):
-        application.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, "localhost", "127.0.0.1"])
+        names = [host, "localhost", "127.0.0.1"]
+        if ":" in host:
+            # Starlette cuts [::1]:7860 at the first colon and leaves a bracket, which begins no web site's name.
+            names += [f"[{host}]", "["]
+        application.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
     application.add_middleware(OwnSourcesOnly)
     look = page_look() | {"footer_links": []} if GRADIO_MAJOR >= 6 else {"show_api": False}
     return gr.mount_gradio_app(application, blocks, path="/", ssr_mode=False, pwa=False, mcp_server=False, **look)

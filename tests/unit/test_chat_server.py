@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from colossal_llama.chat import server
+from colossal_llama.chat.gradio_setup import prepare_gradio
 from colossal_llama.chat.server import OwnSourcesOnly, is_local, open_port, url_of
 from colossal_llama.commands.chat import main
 from colossal_llama.errors import UserError
@@ -71,6 +72,25 @@ def test_the_command_refuses_before_it_loads_a_model(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else find_spec(name))
     assert main([str(tmp_path), "--web"]) == 2
     assert capsys.readouterr().err == "error: --web needs Gradio; run: pip install '.[chat]'\n"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
+def test_a_local_page_answers_to_its_own_names_only(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("GRADIO_ANALYTICS_ENABLED", "HF_HUB_OFFLINE"):
+        monkeypatch.setenv(variable, "")  # to be restored
+    prepare_gradio()
+    import gradio as gr
+    import httpx
+
+    transport = httpx.ASGITransport(app=server.web_application(gr.Blocks(), host))
+
+    async def status_of(name: str) -> int:
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+            return (await client.get("/config", headers={"host": name})).status_code
+
+    own = f"[{host}]:7860" if ":" in host else f"{host}:7860"
+    for name, status in ((own, 200), ("127.0.0.1:7860", 200), ("example.org:7860", 400), ("example.org", 400)):
+        assert asyncio.run(status_of(name)) == status, name
 
 
 def test_every_response_tells_the_browser_to_load_nothing_from_elsewhere() -> None:
