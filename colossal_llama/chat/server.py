@@ -40,6 +40,8 @@ def open_port(host: str, port: int | None) -> socket.socket:
     for candidate in candidates:
         try:
             return _listen(host, candidate)
+        except UnicodeError as error:  # of the codec of host names
+            raise UserError(f"--host {host}: no host's name; give a name or an address") from error
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise UserError(f"--host {host} --port {candidate}: cannot listen there ({error.strerror})") from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import io
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from colossal_llama.chat import server
 from colossal_llama.chat.gradio_setup import prepare_gradio
 from colossal_llama.chat.server import OwnSourcesOnly, is_local, open_port, url_of
 from colossal_llama.commands.chat import main
-from colossal_llama.errors import UserError
+from colossal_llama.errors import UserError, run_command
 
 HOST = "127.0.0.1"
 
@@ -43,6 +45,8 @@ def test_a_taken_port_is_refused_and_the_next_free_one_found(taken: int, monkeyp
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(UserError, match=r"--host 192\.0\.2\.1 --port 0: cannot listen there"):
         open_port("192.0.2.1", 0)
+    with pytest.raises(UserError, match=r"--host a\.\.b: no host's name"):
+        open_port("a..b", 0)
 
 
 def test_which_addresses_stay_on_this_machine() -> None:
@@ -72,6 +76,13 @@ def test_the_command_refuses_before_it_loads_a_model(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gradio" else find_spec(name))
     assert main([str(tmp_path), "--web"]) == 2
     assert capsys.readouterr().err == "error: --web needs Gradio; run: pip install '.[chat]'\n"
+
+
+def test_a_terminal_that_is_not_utf_8_shows_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    assert run_command(lambda: print("é 你", flush=True)) == 0
+    assert written.getvalue() == b"\xe9 \\u4f60\n"
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1"])
