@@ -48,6 +48,26 @@ def refuse_existing(
         )
 
 
+def refuse_unwritable(folder: Path, flag: str) -> None:
+    """Refuse a folder that could not be made or written to, before any work is done.
+
+    Args:
+        folder: that is to be written to; it is not made.
+        flag: the flag that named it, for messages.
+
+    Raises:
+        UserError: it is a file or lies below one, or nothing may be written there.
+    """
+    try:
+        nearest = next(one for one in (folder, *folder.parents) if one.exists())
+    except OSError as error:
+        raise UserError(f"{flag} {folder}: cannot be written ({error.strerror}); give another folder") from error
+    if not nearest.is_dir():
+        raise UserError(f"{flag} {folder}: {nearest} is a file; give another folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{flag} {folder}: nothing may be written into {nearest}; give another folder")
+
+
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
     """Yield a fresh sibling folder that becomes ``target`` on success and vanishes on any error, with new parents.
@@ -146,9 +166,15 @@ def write_text_atomically(path: Path, text: str, errors: str = "strict") -> None
         path: the file.
         text: its content.
         errors: what to do with characters that UTF-8 has not, as in ``str.encode``.
+
+    Raises:
+        UserError: it cannot be written there.
     """
-    with _scratch_beside(path) as scratch:
-        scratch.write_text(text, encoding="utf-8", errors=errors)
+    try:
+        with _scratch_beside(path) as scratch:
+            scratch.write_text(text, encoding="utf-8", errors=errors)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def flush_file(path: Path) -> None:

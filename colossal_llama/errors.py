@@ -43,6 +43,9 @@ def run_command(body: Callable[[], None]) -> int:
     Returns:
         The process's exit code: 0, 2 after a :class:`UserError`, or 75 after :class:`PreemptedError`.
     """
+    if getattr(sys.stdout, "errors", None) == "strict":
+        # A terminal that is not UTF-8 would end the command at the first character that it does not have.
+        sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     try:
         body()
     except PreemptedError as stop:

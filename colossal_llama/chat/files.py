@@ -29,7 +29,11 @@ def save_conversation(path: Path, messages: Sequence[dict[str, str]]) -> None:
     Raises:
         UserError: the file holds something else, or cannot be written.
     """
-    if path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another name") from error
+    if exists:
         try:
             load_conversation(path)
         except UserError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from threading import Lock
+from threading import Event, Lock
 
 from colossal_llama.chat.session import ChatSession
 
@@ -12,8 +12,57 @@ KEPT_CACHES = 4
 """Conversations that keep their cache; with Llama 2 7B a full one takes 2 GiB."""
 
 
+class Room:
+    """A tab's conversation, and its questions from when they are sent until they are answered.
+
+    Args:
+        session: the conversation.
+    """
+
+    def __init__(self, session: ChatSession) -> None:
+        self.session = session
+        self._sent = 0
+        self._answered = 0
+        self._stops: dict[int, Event] = {}
+        self._lock = Lock()
+
+    def send(self) -> int:
+        """Number of a new question, which waits until :meth:`begin`; 0, for none, while there is another one."""
+        with self._lock:
+            if self._stops:
+                return 0
+            self._sent += 1
+            self._stops[self._sent] = Event()
+            return self._sent
+
+    def begin(self, number: int) -> Event | None:
+        """What ends the answer to a question once it is set; None where the question was stopped while it waited."""
+        with self._lock:
+            stop = self._stops.get(number)
+            if stop is not None:
+                self._answered = number
+            return stop
+
+    def end(self, number: int) -> None:
+        """The question is answered."""
+        with self._lock:
+            self._stops.pop(number, None)
+
+    def stop(self) -> None:
+        """End the answer that is being written behind its current token, and forget the questions that wait."""
+        with self._lock:
+            for event in self._stops.values():
+                event.set()
+            self._stops = {number: event for number, event in self._stops.items() if number == self._answered}
+
+    @property
+    def busy(self) -> bool:
+        """Whether a question waits or is being answered."""
+        return bool(self._stops)
+
+
 class Rooms:
-    """Makes a conversation for each key and keeps the caches of those used last.
+    """Makes a room for each key and keeps the caches of those used last.
 
     Args:
         new_session: makes an empty conversation.
@@ -21,30 +70,30 @@ class Rooms:
 
     def __init__(self, new_session: Callable[[], ChatSession]) -> None:
         self._new_session = new_session
-        self._sessions: OrderedDict[str, ChatSession] = OrderedDict()
+        self._rooms: OrderedDict[str, Room] = OrderedDict()
         self._lock = Lock()
 
-    def enter(self, key: str) -> ChatSession:
-        """The conversation of ``key``; a new one for a new key."""
+    def enter(self, key: str) -> Room:
+        """The room of ``key``; a new one for a new key."""
         with self._lock:
-            session = self._sessions.pop(key, None) or self._new_session()
-            self._sessions[key] = session
-            return session
+            room = self._rooms.pop(key, None) or Room(self._new_session())
+            self._rooms[key] = room
+            return room
 
     def free_caches(self) -> None:
         """Free the caches of all conversations but the last used; to be called while no answer is being written."""
         with self._lock:
-            for session in list(self._sessions.values())[:-KEPT_CACHES]:
-                session.forget_cache()
+            for room in list(self._rooms.values())[:-KEPT_CACHES]:
+                room.session.forget_cache()
 
     def leave(self, key: str) -> None:
         """End what is being written for ``key`` and forget its conversation."""
         with self._lock:
-            session = self._sessions.pop(key, None)
-        if session is not None:
-            session.stop()
+            room = self._rooms.pop(key, None)
+        if room is not None:
+            room.stop()
 
     def close(self) -> None:
         """Forget all conversations."""
-        for key in list(self._sessions):
+        for key in list(self._rooms):
             self.leave(key)

@@ -40,6 +40,8 @@ def open_port(host: str, port: int | None) -> socket.socket:
     for candidate in candidates:
         try:
             return _listen(host, candidate)
+        except UnicodeError as error:  # of the codec of host names
+            raise UserError(f"--host {host}: no host's name; give a name or an address") from error
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise UserError(f"--host {host} --port {candidate}: cannot listen there ({error.strerror})") from error
@@ -97,7 +99,11 @@ def web_application(blocks: gr.Blocks, host: str) -> Any:
 
     application = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     if is_local(host):
-        application.add_middleware(TrustedHostMiddleware, allowed_hosts=[host, "localhost", "127.0.0.1"])
+        names = [host, "localhost", "127.0.0.1"]
+        if ":" in host:
+            # Starlette cuts [::1]:7860 at the first colon and leaves a bracket, which begins no web site's name.
+            names += [f"[{host}]", "["]
+        application.add_middleware(TrustedHostMiddleware, allowed_hosts=names)
     application.add_middleware(OwnSourcesOnly)
     look = page_look() | {"footer_links": []} if GRADIO_MAJOR >= 6 else {"show_api": False}
     return gr.mount_gradio_app(application, blocks, path="/", ssr_mode=False, pwa=False, mcp_server=False, **look)

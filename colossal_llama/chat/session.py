@@ -116,7 +116,9 @@ class ChatSession:
         """End the answer that is being written behind its current token; from another thread or a signal handler."""
         self._stop.set()
 
-    def ask(self, question: str, settings: SamplingSettings | None = None) -> Answer:
+    def ask(
+        self, question: str, settings: SamplingSettings | None = None, stop: threading.Event | None = None
+    ) -> Answer:
         """Put a question and get its answer, which is written while the result is iterated over.
 
         Question and answer join the conversation when the iteration ends; if it ends early, with what was written so
@@ -125,11 +127,13 @@ class ChatSession:
         Args:
             question: the user's message.
             settings: how tokens are chosen this time.
+            stop: ends the answer when it is set, as :meth:`stop` does; a caller's own may be set before this is called.
 
         Raises:
             UserError: the question alone does not fit the context, or the chat template refuses the messages. The
                 conversation stays as it was.
         """
+        self._stop = stop or threading.Event()
         settings = settings or self.settings
         asked = [*self._messages, {"role": "user", "content": question}]
         dropped, plain, room = self._fit(asked, settings.max_new_tokens)
@@ -140,7 +144,6 @@ class ChatSession:
             prompt, written = plain, []
         settings = settings.limited(room)
         self._messages, self._written = asked[2 * dropped : -1], written
-        self._stop.clear()
         pieces = self._write(question, prompt, len(plain), settings)
         return Answer(pieces, dropped, len(prompt), self._generator.reusable(prompt))
 
@@ -148,7 +151,8 @@ class ChatSession:
         decoder = IncrementalDecoder(self._tokenizer)
         ids: list[int] = []
         text = ""
-        tokens = self._generator.stream(prompt, settings, self._stop)
+        stop = self._stop
+        tokens = self._generator.stream(prompt, settings, stop)
         complete = False
         try:
             for token in tokens:
@@ -159,7 +163,7 @@ class ChatSession:
                     yield piece
             rest = decoder.end()
             text += rest
-            complete = not self._stop.is_set()
+            complete = not stop.is_set()
             if rest:
                 yield rest
         finally:

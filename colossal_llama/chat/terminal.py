@@ -70,7 +70,7 @@ class TerminalChat:
 
     def _lines(self) -> Iterator[str]:
         if not self._interactive:
-            sys.stdin.reconfigure(errors="replace")  # type: ignore[union-attr]
+            sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
             yield from sys.stdin
             return
         _edit_lines()
@@ -84,7 +84,8 @@ class TerminalChat:
                 return
 
     def _take(self, line: str) -> None:
-        text = line.strip()
+        # Without a locale Python hands over bytes that are not UTF-8 as lone surrogates, which no tokenizer takes.
+        text = line.strip().encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         if not text:
             return
         try:
@@ -150,7 +151,12 @@ def _tell(text: str) -> None:
 def _named_file(command: str, argument: str) -> Path:
     if not argument:
         raise UserError(f"{command}: name a file")
-    return Path(argument).expanduser()
+    if "\0" in argument:
+        raise UserError(f"{command}: no file's name holds a null character; choose another name")
+    try:
+        return Path(argument).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{command} {argument}: no such user's home; name the file in another way") from error
 
 
 def _edit_lines() -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from threading import Event
 from typing import Any
 
 import gradio as gr
 
 from colossal_llama.chat.files import conversation_line
 from colossal_llama.chat.rooms import Rooms
-from colossal_llama.chat.session import describe_dropped
+from colossal_llama.chat.session import ChatSession, describe_dropped
 from colossal_llama.errors import UserError
 from colossal_llama.generation.settings import SamplingSettings
 
@@ -64,8 +65,14 @@ class ChatPage:
         self._rooms = rooms
         self._defaults = defaults
 
+    def send(self, request: gr.Request) -> tuple[Any, Any, int]:
+        """A question was sent: the buttons, and its number, which :meth:`answer` takes when its turn comes."""
+        number = self._rooms.enter(str(request.session_hash)).send()
+        return *self.buttons(request), number
+
     def answer(
         self,
+        number: int,
         question: str,
         system: str,
         do_sample: bool,
@@ -76,15 +83,27 @@ class ChatPage:
         request: gr.Request,
     ) -> Iterator[tuple[Messages, Any]]:
         """Yield what the conversation and the question's box show, piece by piece of the answer."""
-        session = self._rooms.enter(str(request.session_hash))
-        self._rooms.free_caches()
-        session.system = system.strip()
-        if not question.strip():
-            yield visible(session.messages), gr.skip()
+        room = self._rooms.enter(str(request.session_hash))
+        stop = room.begin(number)
+        if stop is None:  # stopped while another tab's answer was being written, or sent twice
+            yield gr.skip(), gr.skip()
             return
         settings = SamplingSettings(int(max_new_tokens), do_sample, temperature, int(top_k), top_p)
         try:
-            answer = session.ask(question.strip(), settings)
+            yield from self._answer(room.session, question, system.strip(), settings, stop)
+        finally:
+            room.end(number)
+
+    def _answer(
+        self, session: ChatSession, question: str, system: str, settings: SamplingSettings, stop: Event
+    ) -> Iterator[tuple[Messages, Any]]:
+        self._rooms.free_caches()
+        session.system = system
+        if not question.strip():
+            yield visible(session.messages), gr.skip()
+            return
+        try:
+            answer = session.ask(question.strip(), settings, stop)
         except UserError as error:
             gr.Warning(str(error))
             yield visible(session.messages), gr.skip()
@@ -93,38 +112,51 @@ class ChatPage:
             gr.Info(describe_dropped(answer.dropped_turns))
         shown = [*visible(session.messages), {"role": "user", "content": question}]
         yield shown, ""
-        for text in paced(answer):
-            yield [*shown, {"role": "assistant", "content": text}], gr.skip()
+        before = len(session.messages)
+        try:
+            for text in paced(answer):
+                yield [*shown, {"role": "assistant", "content": text}], gr.skip()
+        except UserError as error:
+            gr.Warning(str(error))
+            is_kept = len(session.messages) > before
+            yield visible(session.messages), gr.skip() if is_kept else question
+            return
         yield visible(session.messages), gr.skip()
 
-    def stop(self, request: gr.Request) -> None:
-        """End the answer that is being written."""
+    def stop(self, request: gr.Request) -> tuple[Any, Any]:
+        """End the answer that is being written, or take back the question that waits for it; the buttons."""
         self._rooms.enter(str(request.session_hash)).stop()
+        return self.buttons(request)
+
+    def buttons(self, request: gr.Request) -> tuple[Any, Any]:
+        """Send, or Stop in its place while a question of this tab waits or is being answered."""
+        busy = self._rooms.enter(str(request.session_hash)).busy
+        return gr.update(visible=not busy), gr.update(visible=busy)
 
     def clear(self, request: gr.Request) -> Messages:
         """Forget the conversation."""
-        session = self._rooms.enter(str(request.session_hash))
+        session = self._rooms.enter(str(request.session_hash)).session
         session.clear()
         return visible(session.messages)
 
     def export(self, request: gr.Request) -> str:
         """The conversation as a file's content."""
-        return conversation_line(self._rooms.enter(str(request.session_hash)).messages) + "\n"
+        return conversation_line(self._rooms.enter(str(request.session_hash)).session.messages) + "\n"
 
     def leave(self, request: gr.Request) -> None:
         """The tab was closed."""
         self._rooms.leave(str(request.session_hash))
 
     def settings_controls(self) -> list[gr.components.Component]:
-        """Controls of the sampling settings, in the order of :meth:`answer`."""
+        """Controls of the sampling settings, in the order of :meth:`answer`; their ranges hold what they start with."""
         start = self._defaults
-        longest = max(4096, start.max_new_tokens)
+        coldest, hottest = min(0.05, start.temperature), max(2.0, start.temperature)
         return [
             gr.Checkbox(start.do_sample, label="Sample", info="off: always the likeliest token"),
-            gr.Slider(0.05, 2.0, start.temperature, step=0.05, label="Temperature"),
-            gr.Slider(0.05, 1.0, start.top_p, step=0.05, label="Top p"),
-            gr.Slider(0, 200, start.top_k, step=1, label="Top k", info="0: no limit"),
-            gr.Slider(1, longest, start.max_new_tokens, step=1, label="Max new tokens"),
+            gr.Slider(coldest, hottest, start.temperature, step=0.05, label="Temperature"),
+            gr.Slider(min(0.05, start.top_p), 1.0, start.top_p, step=0.05, label="Top p"),
+            gr.Slider(0, max(200, start.top_k), start.top_k, step=1, label="Top k", info="0: no limit"),
+            gr.Slider(1, max(4096, start.max_new_tokens), start.max_new_tokens, step=1, label="Max new tokens"),
         ]
 
 
@@ -184,7 +216,7 @@ def build_page(rooms: Rooms, title: str, defaults: SamplingSettings, system: str
                 file = gr.Textbox(visible=False)
         _connect_answers(page, conversation, box, send, stop, [prompt, *controls])
         # The view brings a button of its own, which would empty only the view.
-        gr.on([clear.click, conversation.clear], page.stop, queue=False).then(
+        gr.on([clear.click, conversation.clear], page.stop, outputs=[send, stop], queue=False).then(
             page.clear, outputs=conversation, concurrency_id=ONE_MODEL
         )
         export.click(page.export, outputs=file, queue=False).then(None, file, file, js=DOWNLOAD)
@@ -201,28 +233,21 @@ def _connect_answers(
     settings: list[gr.components.Component],
 ) -> None:
     """Send and Enter write an answer, meanwhile Stop takes the place of Send."""
+    number = gr.Number(visible=False, precision=0)
     started = gr.on(
-        [send.click, box.submit],
-        lambda: (gr.update(visible=False), gr.update(visible=True)),
-        outputs=[send, stop],
-        queue=False,
-        show_progress="hidden",
+        [send.click, box.submit], page.send, outputs=[send, stop, number], queue=False, show_progress="hidden"
     )
     written = started.then(
         page.answer,
-        inputs=[box, *settings],
+        inputs=[number, box, *settings],
         outputs=[conversation, box],
         concurrency_id=ONE_MODEL,
         concurrency_limit=1,
         show_progress="hidden",
+        trigger_mode="multiple",  # a question that was stopped while it waited keeps its place in the queue
     )
-    written.then(
-        lambda: (gr.update(visible=True), gr.update(visible=False)),
-        outputs=[send, stop],
-        queue=False,
-        show_progress="hidden",
-    )
-    stop.click(page.stop, queue=False)
+    written.then(page.buttons, outputs=[send, stop], queue=False, show_progress="hidden")
+    stop.click(page.stop, outputs=[send, stop], queue=False, show_progress="hidden")
 
 
 def _conversation_view() -> gr.Chatbot:

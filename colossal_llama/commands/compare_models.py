@@ -31,6 +31,7 @@ def compare_models(config: CompareConfig) -> None:
     Raises:
         UserError: an input is missing or wrong; before a model is loaded where that can be told.
     """
+    from colossal_llama.atomic import refuse_unwritable
     from colossal_llama.comparison.figures import named_models
     from colossal_llama.comparison.inputs import read_results
     from colossal_llama.comparison.page import to_html
@@ -39,6 +40,7 @@ def compare_models(config: CompareConfig) -> None:
 
     models = named_models(config.models)
     results = read_results(config.results)
+    refuse_unwritable(Path(config.output_dir), "--output_dir")
     comparison = _measure(config, models, _plan(config), results)
     folder = Path(config.output_dir)
     write_json(folder / "comparison.json", comparison.as_json())

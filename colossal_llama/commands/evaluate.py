@@ -35,11 +35,13 @@ def evaluate(config: EvaluateConfig) -> None:
     Raises:
         UserError: an input is missing or wrong; before the model is loaded where that can be told.
     """
+    from colossal_llama.atomic import refuse_unwritable
     from colossal_llama.evaluation.harness import stay_offline
 
     stay_offline()
     if not Path(config.model).is_dir():
         raise UserError(f"model {config.model}: no such folder")
+    refuse_unwritable(Path(config.output_dir), "--output_dir")
     selected = _selected(config)
     texts = _texts(config)
 

@@ -42,7 +42,7 @@ def plan(config: PlanConfig) -> None:
     capacity = config.gpu_memory * config.usable_memory * GIB
     if config.suggest:
         fitting, too_large = suggest(model, config.train_config(), cluster, capacity)
-        print(describe_suggestions(fitting, too_large, model, cluster, config.top))
+        print(describe_suggestions(fitting, too_large, model, cluster, config.top, config.tokens))
         plans = fitting[: config.top]
     else:
         plans = [make_plan(model, config.train_config(), cluster, capacity)]

@@ -13,7 +13,15 @@ from colossal_llama.errors import UserError
 from colossal_llama.evaluation.documents import DocumentScores, Windows
 from colossal_llama.evaluation.measured_texts import HeldOutTexts, measure_texts, model_identity
 from colossal_llama.evaluation.store import ResultStore
-from colossal_llama.generation import SamplingSettings, build_prompt, choose_device, generate, load_for_generation
+from colossal_llama.generation import (
+    SamplingSettings,
+    build_prompt,
+    check_room,
+    choose_device,
+    context_length,
+    generate,
+    load_for_generation,
+)
 
 Result = dict[str, Any]
 
@@ -79,7 +87,8 @@ def named_models(specs: Sequence[str]) -> list[NamedModel]:
     """
     models: list[NamedModel] = []
     for spec in specs:
-        name, separator, path = spec.partition("=")
+        # The name of a folder may hold the sign itself, as in runs/lr=1e-5.
+        name, separator, path = ("", "", spec) if Path(spec).is_dir() else spec.partition("=")
         folder = Path(path if separator else spec)
         if not folder.is_dir():
             raise UserError(f"models {spec}: no such folder; give folders, or NAME=FOLDER")
@@ -105,6 +114,7 @@ def measure_model(model: NamedModel, fingerprint: str, plan: Plan, store: Result
         UserError: the folder holds no loadable model or tokenizer, or a prompt's format does not fit it.
     """
     loaded = load_for_generation(model.folder, choose_device(plan.device), "models")
+    encoded = _encode_prompts(loaded, model.name, plan)
     identity = model_identity(fingerprint, loaded[0])
     figures = ModelFigures(model.name, model.folder, fingerprint, measure_size(model.folder, *loaded))
     if plan.texts is not None:
@@ -112,7 +122,7 @@ def measure_model(model: NamedModel, fingerprint: str, plan: Plan, store: Result
     if plan.speed_tokens is not None:
         figures.speed = _speed(loaded[0], identity, plan.speed_tokens, store)
     if plan.prompts:
-        figures.continuations = _continuations(loaded, identity, plan, store)
+        figures.continuations = _continuations(loaded, identity, encoded, plan, store)
     return figures
 
 
@@ -129,17 +139,34 @@ def _speed(model: Any, identity: dict[str, str], tokens: int, store: ResultStore
     return speed
 
 
-def _continuations(loaded: tuple[Any, Any], identity: dict[str, str], plan: Plan, store: ResultStore) -> list[str]:
-    """Greedy, so that they are the same on every run."""
+def _style(tokenizer: Any, plan: Plan) -> str:
+    if plan.prompt_format != "auto":
+        return plan.prompt_format
+    return "sft" if tokenizer.chat_template else "text"
+
+
+def _encode_prompts(loaded: tuple[Any, Any], name: str, plan: Plan) -> list[list[int]]:
+    """Token ids of the prompts, each of which leaves room for its continuation."""
     model, tokenizer = loaded
-    style = plan.prompt_format
-    if style == "auto":
-        style = "sft" if tokenizer.chat_template else "text"
+    style = _style(tokenizer, plan)
+    if style == "sft" and plan.prompts and not tokenizer.chat_template:
+        raise UserError(f"--prompt_format sft: the model {name} has no chat template; use text or auto")
+    encoded = [build_prompt(tokenizer, one, style) for one in plan.prompts]
+    for number, ids in enumerate(encoded, start=1):
+        check_room(len(ids), plan.max_new_tokens, context_length(model), f"--prompts, number {number}, to {name}")
+    return encoded
+
+
+def _continuations(
+    loaded: tuple[Any, Any], identity: dict[str, str], encoded: list[list[int]], plan: Plan, store: ResultStore
+) -> list[str]:
+    """Greedy, so that they are the same on every run."""
+    style = _style(loaded[1], plan)
     settings = {**identity, "prompts": list(plan.prompts), "format": style, "max_new_tokens": plan.max_new_tokens}
     known = store.load("continuations", settings)
     if known is not None:
         return known["texts"]
     sampling = SamplingSettings(max_new_tokens=plan.max_new_tokens, do_sample=False)
-    texts = [generate(model, tokenizer, build_prompt(tokenizer, one, style), sampling) for one in plan.prompts]
+    texts = [generate(*loaded, ids, sampling) for ids in encoded]
     store.save("continuations", settings, {"texts": texts})
     return texts

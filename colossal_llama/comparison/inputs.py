@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.config.sampling import check_text
 from colossal_llama.errors import UserError
 from colossal_llama.json_records import parse_line
 
@@ -20,6 +22,7 @@ def read_prompts(specs: Sequence[str]) -> tuple[str, ...]:
     prompts: list[str] = []
     for spec in specs:
         if not spec.endswith((".txt", ".jsonl")):
+            check_text("--prompts", spec)
             prompts.append(spec)
             continue
         path = Path(spec)
@@ -29,11 +32,14 @@ def read_prompts(specs: Sequence[str]) -> tuple[str, ...]:
         if not found:
             raise UserError(f"--prompts {spec}: no prompt in it")
         prompts += found
+    if not all(prompt.strip() for prompt in prompts):
+        raise UserError("--prompts: one of them is empty; give texts")
     return tuple(prompts)
 
 
 def _prompts_of(path: Path) -> list[str]:
-    lines = [(number, line) for number, line in enumerate(path.read_bytes().splitlines(), start=1) if line.strip()]
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    lines = [(number, line) for number, line in enumerate(content.splitlines(), start=1) if line.strip()]
     if path.suffix == ".txt":
         try:
             return [line.decode("utf-8").strip() for _, line in lines]

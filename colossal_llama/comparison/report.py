@@ -13,6 +13,7 @@ from colossal_llama.tables import Table, markdown_text, terminal_text
 
 BITS, RATE = "bits per UTF-8 byte", "tokens per character"
 MIB = 1024**2
+NO_RESULT = "-"
 
 Models = Sequence[ModelFigures]
 
@@ -63,19 +64,16 @@ class Comparison:
         return Table("Texts", self._head(f"text ({label})", "figure"), rows, note, 2)
 
     def task_table(self) -> Table:
-        """Scores of the benchmarks that every model has; changes in points of a per cent."""
+        """Scores of the benchmarks, a dash where a model has none; changes in points of a per cent."""
         rows = []
-        shared = [name for name in self.models[0].tasks if all(name in one.tasks for one in self.models)]
-        for name in shared:
-            results = [one.tasks[name] for one in self.models]
-            for metric in results[0]["metrics"]:
-                shots = " / ".join(dict.fromkeys(show_shots(one["shots"]) for one in results))
-                base = results[0]["metrics"][metric]
-                row = [name, f"{metric} ({shots}-shot)", show_score(base)]
+        for name in dict.fromkeys(name for one in self.models for name in one.tasks):
+            results = [one.tasks.get(name) for one in self.models]
+            known = [one for one in results if one is not None]
+            shots = " / ".join(dict.fromkeys(show_shots(one["shots"]) for one in known))
+            for metric in known[0]["metrics"]:
+                row = [name, f"{metric} ({shots}-shot)", _score(results[0], metric)]
                 for result in results[1:]:
-                    new = result["metrics"][metric]
-                    same = all(result[key] == results[0][key] for key in ("shots", "questions"))
-                    row += [show_score(new), _points(base, new) if same else "other questions or shots"]
+                    row += [_score(result, metric), _change_of_score(results[0], result, metric)]
                 rows.append(row)
         note = "Scores in per cent with standard errors; changes in points, with the error of two independent scores."
         return Table("Benchmarks", self._head("benchmark", "metric"), rows, note, 2)
@@ -126,6 +124,18 @@ def show_change(change: Change) -> str:
     value = f"{100 * change.relative.value:+.1f} %"
     low, high = change.relative.low, change.relative.high
     return value if low is None or high is None else f"{value} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def _score(result: dict[str, Any] | None, metric: str) -> str:
+    return NO_RESULT if result is None else show_score(result["metrics"][metric])
+
+
+def _change_of_score(base: dict[str, Any] | None, new: dict[str, Any] | None, metric: str) -> str:
+    if base is None or new is None:
+        return NO_RESULT
+    if any(new[key] != base[key] for key in ("shots", "questions")):
+        return "other questions or shots"
+    return _points(base["metrics"][metric], new["metrics"][metric])
 
 
 def _points(base: dict[str, float | None], new: dict[str, float | None]) -> str:

@@ -9,6 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.generation.prompts import context_length
+
 ROW_TOKENS = 256
 PROMPT_TOKENS = 16
 NEW_TOKENS = 32
@@ -61,7 +63,7 @@ def measure_speed(model: Any, tokens: int) -> Speed:
     """
     import torch
 
-    positions = getattr(model.config, "max_position_embeddings", ROW_TOKENS)
+    positions = context_length(model) or ROW_TOKENS
     length = max(1, min(ROW_TOKENS, positions, tokens))
     rows = max(1, tokens // length)
     generator = torch.Generator().manual_seed(0)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from colossal_llama.config.cli import flag
-from colossal_llama.config.sampling import BASE_HELP, DTYPE_HELP, DTYPE_NAMES, check_sampling
+from colossal_llama.config.sampling import BASE_HELP, DTYPE_HELP, DTYPE_NAMES, check_sampling, check_text
 from colossal_llama.errors import UserError
 
 
@@ -35,6 +35,7 @@ class ChatConfig:
             UserError: names the flag and what was expected.
         """
         check_sampling(self)
+        check_text("--system", self.system)
         if self.port is not None and not self.web:
             raise UserError("--port is for the web page; add --web")
         if self.port is not None and not 0 <= self.port <= 65535:

@@ -87,6 +87,7 @@ class EvaluateConfig:
         if self.tasks and self.data_dir is None:
             raise UserError("--tasks needs --data_dir, the folder with the benchmarks' files")
         _at_least("num_fewshot", self.num_fewshot, 0)
+        _at_least("seed", self.seed, 0)
         for name in ("max_gen_toks", "limit", "batch_size", "batch_tokens", "window_characters", "resamples"):
             _at_least(name, getattr(self, name), 1)
 
@@ -127,5 +128,6 @@ class CompareConfig:
         """
         if len(self.models) < 2:
             raise UserError("give at least two models: the base model, then the new ones")
+        _at_least("seed", self.seed, 0)
         for name in ("max_new_tokens", "speed_tokens", "batch_tokens", "window_characters", "resamples"):
             _at_least(name, getattr(self, name), 1)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from colossal_llama.config.cli import flag
-from colossal_llama.config.sampling import BASE_HELP, DTYPE_HELP, DTYPE_NAMES, check_sampling
+from colossal_llama.config.sampling import BASE_HELP, DTYPE_HELP, DTYPE_NAMES, check_sampling, check_text
 from colossal_llama.errors import UserError
 
 
@@ -49,6 +49,7 @@ class InferenceConfig:
             UserError: names the flag and what was expected.
         """
         check_sampling(self)
+        check_text("--input_txt", self.input_txt)
         if self.num_beams < 1:
             raise UserError(f"--num_beams must be at least 1, not {self.num_beams}")
         if self.batch_size < 1:

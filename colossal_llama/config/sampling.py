@@ -16,6 +16,19 @@ class SamplingFlags(Protocol):
     temperature: float
     top_k: int
     top_p: float
+    seed: int
+
+
+def check_text(flag: str, text: str) -> None:
+    """Refuse text that no tokenizer takes.
+
+    Raises:
+        UserError: bytes of the command line were not UTF-8; names the flag.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{flag}: not UTF-8; give the text in UTF-8") from error
 
 
 def check_sampling(flags: SamplingFlags) -> None:
@@ -26,9 +39,11 @@ def check_sampling(flags: SamplingFlags) -> None:
     """
     if flags.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens must be at least 1, not {flags.max_new_tokens}")
-    if flags.temperature <= 0:
+    if not flags.temperature > 0:  # NaN is neither
         raise UserError(f"--temperature must be positive, not {flags.temperature}; use --do_sample false for greedy")
     if not 0 < flags.top_p <= 1:
         raise UserError(f"--top_p must lie above 0 and up to 1, not {flags.top_p}")
     if flags.top_k < 0:
         raise UserError(f"--top_k must be at least 0 (0: no limit), not {flags.top_k}")
+    if not -(1 << 63) <= flags.seed < 1 << 64:  # what torch takes
+        raise UserError(f"--seed must be an integer of 64 bits, not {flags.seed}")

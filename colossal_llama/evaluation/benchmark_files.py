@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from colossal_llama.errors import UserError
-from colossal_llama.json_records import parse_line
+from colossal_llama.json_records import json_type, parse_line
 
 Row = dict[str, Any]
 
@@ -80,3 +80,16 @@ def require_fields(rows: Sequence[Row], names: Sequence[str], path: Path) -> Non
         for name in names:
             if name not in row:
                 raise UserError(f"{path}:row {number}: the field {name!r} is missing")
+
+
+def require_texts(rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
+    """Refuse rows that lack a field, or hold something other than a text there.
+
+    Raises:
+        UserError: names the file, the row and the field.
+    """
+    require_fields(rows, names, path)
+    for number, row in enumerate(rows, start=1):
+        for name in names:
+            if not isinstance(row[name], str):
+                raise UserError(f"{path}:row {number}: {name!r} must be a string, found {json_type(row[name])}")

@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from colossal_llama.errors import UserError
-from colossal_llama.evaluation.benchmark_files import Row, read_csv, read_examples, read_json_lines, require_fields
+from colossal_llama.evaluation.benchmark_files import (
+    Row,
+    read_csv,
+    read_examples,
+    read_json_lines,
+    require_fields,
+    require_texts,
+)
 from colossal_llama.evaluation.exams import AGIEVAL_SUBJECTS, GAOKAO_SUBJECTS, agieval_task, gaokao_task
 from colossal_llama.evaluation.programs import humaneval_task
 from colossal_llama.registry import Registry
@@ -164,7 +171,7 @@ def _gsm8k() -> list[Subject]:
         splits = {}
         for name, path in zip(("train", "test"), files, strict=True):
             rows = read_json_lines(path)
-            require_fields(rows, ("question", "answer"), path)
+            require_texts(rows, ("question", "answer"), path)
             splits[name] = [{key: row[key] for key in ("question", "answer")} for row in rows]
         return splits
 
@@ -174,7 +181,7 @@ def _gsm8k() -> list[Subject]:
 def _boolq() -> list[Subject]:
     def read(files: list[Path]) -> Splits:
         rows = read_json_lines(files[0])
-        require_fields(rows, ("question", "passage"), files[0])
+        require_texts(rows, ("question", "passage"), files[0])
         for row in rows:
             row["label"] = row.get("answer", row.get("label"))  # the second is SuperGLUE's name for it
         require_bools = [number for number, row in enumerate(rows, start=1) if not isinstance(row["label"], bool)]

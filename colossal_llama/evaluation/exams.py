@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from colossal_llama.errors import UserError
-from colossal_llama.evaluation.benchmark_files import Row, read_examples, read_json_lines, require_fields
+from colossal_llama.evaluation.benchmark_files import Row, read_examples, read_json_lines, require_fields, require_texts
 
 LETTERS = "ABCD"
 
@@ -64,7 +64,7 @@ def agieval_task(subject: str) -> tuple[Reader, dict[str, Any]]:
     def read(files: list[Path]) -> dict[str, list[Row]]:
         questions, examples = files
         rows = read_json_lines(questions)
-        require_fields(rows, ("passage", "question", "options", "label"), questions)
+        _require_agieval_fields(rows, questions)
         return {
             "test": [row for row in (_agieval_row(raw, chinese) for raw in rows) if row is not None],
             "examples": _agieval_examples(examples, subject, chinese),
@@ -80,6 +80,17 @@ def agieval_task(subject: str) -> tuple[Reader, dict[str, Any]]:
         description=description,
         target_delimiter="" if chinese else " ",
     )
+
+
+def _require_agieval_fields(rows: list[Row], path: Path) -> None:
+    require_fields(rows, ("passage", "options", "label"), path)
+    require_texts(rows, ("question",), path)
+    for number, row in enumerate(rows, start=1):
+        if not isinstance(row["passage"], str | None):
+            raise UserError(f"{path}:row {number}: 'passage' must be a string or null")
+        options = row["options"] or []
+        if not isinstance(options, list) or not all(isinstance(one, str) for one in options):
+            raise UserError(f"{path}:row {number}: 'options' must be an array of strings")
 
 
 def _agieval_row(raw: Row, chinese: bool) -> Row | None:
@@ -104,12 +115,12 @@ def _agieval_examples(path: Path, subject: str, chinese: bool) -> list[Row]:
             lines = list(csv.reader(file))
         place = lines[0].index(column)
         cells = [line[place] for line in lines[1::2] if line[place].strip()]
-        raw = [ast.literal_eval(cell) for cell in cells]
-    except (ValueError, SyntaxError, IndexError, csv.Error) as error:
+        raw = [dict(ast.literal_eval(cell)) for cell in cells]
+    except (ValueError, TypeError, SyntaxError, IndexError, csv.Error) as error:
         raise UserError(f"{path}: not AGIEval's table of examples with the column {column!r} ({error})") from error
     if subject == "sat-en-without-passage":
         raw = [{**one, "passage": None} for one in raw]
-    require_fields(raw, ("passage", "question", "options", "label"), path)
+    _require_agieval_fields(raw, path)
     return [row for row in (_agieval_row(one, chinese) for one in raw) if row is not None]
 
 
@@ -118,7 +129,8 @@ def gaokao_task(subject: str) -> tuple[Reader, dict[str, Any]]:
 
     def read(files: list[Path]) -> dict[str, list[Row]]:
         examples = read_examples(files[0], "example")
-        require_fields(examples, ("question", "answer"), files[0])
+        require_fields(examples, ("answer",), files[0])
+        require_texts(examples, ("question",), files[0])
         return {"test": [row for row in map(_gaokao_row, examples) if row is not None]}
 
     return read, _letter_task(f"gaokao_{subject}", target_delimiter="")

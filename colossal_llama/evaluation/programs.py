@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.evaluation.benchmark_files import Row, read_json_lines, require_fields
+from colossal_llama.evaluation.benchmark_files import Row, read_json_lines, require_texts
 
 SECONDS = 10
 MEMORY_BYTES = 4 << 30
@@ -39,7 +39,7 @@ def humaneval_task() -> tuple[Callable[[list[Path]], dict[str, list[Row]]], dict
 
     def read(files: list[Path]) -> dict[str, list[Row]]:
         rows = read_json_lines(files[0])
-        require_fields(rows, _FIELDS, files[0])
+        require_texts(rows, _FIELDS, files[0])
         return {"test": [{name: row[name] for name in _FIELDS} for row in rows]}
 
     return read, {

@@ -73,12 +73,16 @@ def model_fingerprint(folder: Path) -> str:
 
     Whole files are read, because stages of one training may differ in a few rows only. For LoRA adapters the base
     model that they name counts too.
+
+    Raises:
+        UserError: there is no such base model, or the adapters' configuration is damaged.
     """
+    from colossal_llama.model.adapters import find_base
+
     files = sorted(file for file in folder.iterdir() if file.suffix in MODEL_FOLDER_SUFFIXES and file.suffix != ".md")
     fingerprint = files_fingerprint([file for file in files if file.is_file()])
-    adapter = folder / ADAPTER_CONFIG_FILE
-    if adapter.is_file():
-        base = Path(json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path", ""))
-        if base.is_dir() and base.resolve() != folder.resolve():
+    if (folder / ADAPTER_CONFIG_FILE).is_file():
+        base = find_base(folder, "model", None)
+        if base.resolve() != folder.resolve():
             fingerprint += "+" + model_fingerprint(base)
     return fingerprint

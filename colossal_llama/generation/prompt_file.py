@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,8 +137,18 @@ def result_lines(prompts: Sequence[FilePrompt], answers: Sequence[Continuation])
             "generated_tokens": answer.tokens,
             "finish_reason": "stop" if answer.finished else "length",
         }
-        lines.append(json.dumps(prompt.record | generated, ensure_ascii=False, default=str))
+        record = _json_value(prompt.record) | generated
+        lines.append(json.dumps(record, ensure_ascii=False, default=str, allow_nan=False))
     return lines
+
+
+def _json_value(value: Any) -> Any:
+    """``value`` with null for NaN and infinity, which JSON has not; parquet files hold NaN for what is missing."""
+    if isinstance(value, dict):
+        return {name: _json_value(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_json_value(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

@@ -32,7 +32,8 @@ class SamplingSettings:
             "num_beams": self.num_beams,
         }
         if self.do_sample:
-            return arguments | {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+            # transformers refuses a temperature that is an integer, as a web page's 2.0 is.
+            return arguments | {"temperature": float(self.temperature), "top_k": self.top_k, "top_p": self.top_p}
         # None overrides what the model's own generation configuration says.
         return arguments | {"temperature": None, "top_k": None, "top_p": None}
 

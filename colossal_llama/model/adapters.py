@@ -30,5 +30,8 @@ def find_base(adapter: Path, flag: str, base_model_path: str | None) -> Path:
     base = Path(base_model_path or named)
     if not (base / CONFIG_FILE).is_file():
         where = "--base_model_path" if base_model_path else f"{path}: base_model_name_or_path"
-        raise UserError(f"{where} {base}: no model folder; name the base model with --base_model_path")
+        raise UserError(
+            f"{where} {base}: no model folder; name the base model with --base_model_path (of merge_lora.py, if this "
+            "command has none)"
+        )
     return base

@@ -9,7 +9,7 @@ from typing import Any
 from colossal_llama.config.train import TrainConfig
 from colossal_llama.planning.layouts import Model, Plan
 from colossal_llama.planning.memory import MemoryEstimate
-from colossal_llama.planning.step_time import Cluster
+from colossal_llama.planning.step_time import Cluster, StepTime
 
 GIB, MIB, GB = 2**30, 2**20, 1e9
 
@@ -54,8 +54,12 @@ def describe_plan(plan: Plan, model: Model, cluster: Cluster, tokens: float | No
         f"   {time.tokens / time.total / cluster.devices:,.0f} tokens/s a GPU, MFU {time.mfu(cluster):.1%}",
     ]
     if tokens is not None:
-        lines.append(f"   {tokens:,.0f} tokens: {tokens / time.tokens * time.total / 86_400:,.2f} days")
+        lines.append(f"   {tokens:,.0f} tokens: {_days(time, tokens)}")
     return "\n".join([*lines, assumptions(cluster)])
+
+
+def _days(time: StepTime, tokens: float) -> str:
+    return f"{tokens / time.tokens * time.total / 86_400:,.2f} days"
 
 
 def assumptions(cluster: Cluster) -> str:
@@ -68,9 +72,14 @@ def assumptions(cluster: Cluster) -> str:
 
 
 def describe_suggestions(
-    fitting: Sequence[Plan], too_large: Sequence[Plan], model: Model, cluster: Cluster, top: int
+    fitting: Sequence[Plan],
+    too_large: Sequence[Plan],
+    model: Model,
+    cluster: Cluster,
+    top: int,
+    tokens: float | None = None,
 ) -> str:
-    """The fastest layouts, and the least that the others lack."""
+    """The fastest layouts, how long ``tokens`` take with the first of them, and the least that the others lack."""
     if not fitting:
         return f"{model.name}: no layout fits on {cluster.devices} GPUs\n{_nearest(too_large)}"
     rows = fitting[0].time.tokens // fitting[0].settings.max_length
@@ -88,7 +97,10 @@ def describe_suggestions(
             f"{time.compute:.3f} | {time.bubble:.3f} | {time.communication:.3f} | {time.mfu(cluster):.1%} | "
             f"{reason(plan, fitting[0])} |"
         )
-    lines += ["", assumptions(cluster)]
+    lines.append("")
+    if tokens is not None:
+        lines.append(f"   {tokens:,.0f} tokens with the fastest: {_days(fitting[0].time, tokens)}")
+    lines.append(assumptions(cluster))
     if too_large:
         lines.append(_nearest(too_large))
     return "\n".join(lines)
@@ -131,6 +143,8 @@ def flags_of(settings: TrainConfig) -> str:
         flags.append(f"--enable_sequence_parallelism --sp_mode {settings.sp_mode}")
     if settings.plugin == "3d":
         flags.append(f"--zero {settings.zero}")
+        if settings.zero_cpu_offload:
+            flags.append("--zero_cpu_offload")
     flags.append(f"--micro_batch_size {settings.micro_batch_size}")
     if settings.accumulation_steps > 1:
         flags.append(f"--accumulation_steps {settings.accumulation_steps}")

@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from colossal_llama.chat.terminal import PROMPT
-from colossal_llama.commands.chat import main
+from colossal_llama.chat.terminal import PROMPT, TerminalChat
+from colossal_llama.commands.chat import load_sessions, main
+from colossal_llama.config.chat import ChatConfig
+from colossal_llama.config.cli import parse_config
 from tests.helpers.chat_model import save_chat_model
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -161,6 +163,45 @@ def test_commands_between_questions(
         "/system TEXT   set the system message",
     ):
         assert said in err
+
+
+def test_files_that_cannot_be_named_leave_the_chat_running(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = "a" * 300
+    out, err = run(
+        model_dir, monkeypatch, capsys, f"/save {long}\n/load {long}\n/save ~nobody-here/a\n/save a\0b\nWho?\n"
+    )
+    for said in (
+        f"error: {long}: cannot be written (File name too long)",
+        f"error: {long}: cannot be read (File name too long)",
+        "error: /save ~nobody-here/a: no such user's home",
+        "error: /save: no file's name holds a null character",
+    ):
+        assert said in err
+    assert out.strip()
+
+
+def test_bytes_that_are_not_utf_8_are_replaced(
+    model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    session = load_sessions(
+        parse_config(ChatConfig, [str(model_dir), "--device", "cpu", "--max_new_tokens", "4"], "")
+    )()
+    typed = iter(("caf\udce9?", "/save talk.json"))  # as input() gives them without a locale
+
+    def type_next(prompt: str) -> str:
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", type_next)
+    TerminalChat(session, interactive=True).run()
+    assert json.loads((tmp_path / "talk.json").read_text(encoding="utf-8"))["messages"][0]["content"] == "caf\ufffd?"
+    assert main([str(model_dir), "--system", "caf\udce9"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: --system: not UTF-8; give the text in UTF-8"
 
 
 def test_answers_cannot_command_the_terminal(

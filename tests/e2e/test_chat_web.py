@@ -128,3 +128,33 @@ def test_a_conversation(page: Page, url: str, tmp_path: Path) -> None:
     sent = [address for address in asked if address not in refused]
     assert {address.split("/")[2] for address in sent if address.startswith("http")} == {url.removeprefix("http://")}
     assert not [address for address in sent if not address.startswith(("http", "data:", "blob:"))]
+
+
+def test_a_question_that_waits_for_another_tab(page: Page, url: str) -> None:
+    assert page.context.browser is not None
+    other = page.context.browser.new_page()
+    other.set_default_timeout(60_000)
+    for tab in (page, other):
+        tab.goto(url)
+    send(page, "Tell me all.")
+    page.locator(".bot.message").wait_for()
+    # While the model writes, the page answers other tabs, which wait for it.
+    send(other, "And me?")
+    other.get_by_role("button", name="Stop").click()
+    other.get_by_role("button", name="Send").wait_for()
+    assert [message["role"] for message in exported(other)] == ["system"]
+    assert other.get_by_placeholder("Message").input_value() == "And me?"
+    send(other, "And now?")
+    other.get_by_role("button", name="Stop").wait_for()
+    length = len(answer_text(page))
+    page.wait_for_function(
+        "length => [...document.querySelectorAll('.bot.message')].pop().innerText.length > length", arg=length
+    )
+    page.get_by_role("button", name="Stop").click()
+    # Only the question that was not taken back is answered.
+    other.locator(".bot.message").wait_for()
+    other.get_by_role("button", name="Stop").click()
+    other.get_by_role("button", name="Send").wait_for()
+    messages = exported(other)
+    assert [message["role"] for message in messages] == ["system", "user", "assistant"]
+    assert messages[1]["content"] == "And now?"

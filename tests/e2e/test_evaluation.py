@@ -18,9 +18,11 @@ from typing import Any
 import pytest
 
 from colossal_llama.commands import compare_models, evaluate
+from colossal_llama.comparison.figures import named_models
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.evaluate import BENCHMARK_NAMES, CompareConfig, EvaluateConfig
 from colossal_llama.evaluation.perplexity import score_texts
+from colossal_llama.evaluation.results import show_score
 from colossal_llama.generation import SamplingSettings, build_prompt, generate, load_for_generation
 from tests.helpers import benchmark_files as files
 from tests.helpers.assets import sanguo_text
@@ -253,6 +255,7 @@ def test_missing_files_and_models_are_named_before_a_model_is_loaded(
     assert "no such directory or file" in refusal(evaluate.main, [*start, "--held_out", "no.jsonl"], capsys)
     assert "nothing to evaluate" in refusal(evaluate.main, [str(empty)], capsys)
     assert "no such folder" in refusal(evaluate.main, ["no_folder", "--held_out", "x.jsonl"], capsys)
+    assert "--seed -1" in refusal(evaluate.main, [str(empty), "--held_out", "x.jsonl", "--seed", "-1"], capsys)
     assert not (tmp_path / "out").exists()
 
 
@@ -281,6 +284,48 @@ def test_files_that_are_not_the_benchmarks_are_named(
     line = refused([1, *"qabcdA"], [1, *"qabcdA"])
     assert "5 examples are needed" in line
     assert "law_dev.csv has 1" in line
+
+
+EXAMPLES = "subject,sat-math\n0,{example}\n"
+EXAMPLE = "\"{'passage': '', 'question': 'q', 'options': ['(A)1'], 'label': 'A'}\""
+
+
+@pytest.mark.parametrize(
+    ("task", "record", "message"),
+    [
+        ("boolq", {"question": None, "passage": "p", "answer": True}, "dev.jsonl:row 1: 'question' must be a string"),
+        ("gsm8k", {"question": "q", "answer": 5}, "'answer' must be a string, found a number"),
+        ("humaneval", {"prompt": "p", "test": None, "entry_point": "f"}, "'test' must be a string, found null"),
+        ("gaokao:biology", {"question": 1, "answer": "A"}, "'question' must be a string"),
+        (
+            "agieval:sat-math",
+            {"passage": 5, "question": "q", "options": [], "label": "A"},
+            "'passage' must be a string or null",
+        ),
+        (
+            "agieval:sat-math",
+            {"passage": None, "question": "q", "options": "ab", "label": "A"},
+            "'options' must be an array of strings",
+        ),
+    ],
+)
+def test_fields_of_another_type_are_named(
+    place: Workplace, task: str, record: dict, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in ("boolq/dev.jsonl", "gsm8k/train.jsonl", "gsm8k/test.jsonl", "humaneval/HumanEval.jsonl"):
+        files.write_lines(tmp_path / file, [record])
+    files.write_lines(tmp_path / "agieval" / "sat-math.jsonl", [record])
+    (tmp_path / "agieval" / "few_shot_prompts.csv").write_text(EXAMPLES.format(example=EXAMPLE), encoding="utf-8")
+    (tmp_path / "gaokao").mkdir()
+    content = json.dumps({"example": [record]})
+    (tmp_path / "gaokao" / "2010-2022_Biology_MCQs.json").write_text(content, encoding="utf-8")
+    flags = [str(place.base), "--data_dir", str(tmp_path), "--output_dir", str(tmp_path / "out"), "--tasks", task]
+    assert message in refusal(evaluate.main, [*flags, "--allow_code_execution"], capsys)
+    (tmp_path / "agieval" / "few_shot_prompts.csv").write_text(EXAMPLES.format(example="5"), encoding="utf-8")
+    good = {"passage": None, "question": "q", "options": ["(A)1"], "label": "A"}
+    files.write_lines(tmp_path / "agieval" / "sat-math.jsonl", [good])
+    line = refusal(evaluate.main, [*flags[:-1], "agieval:sat-math"], capsys)
+    assert "few_shot_prompts.csv: not AGIEval's table of examples" in line
 
 
 def test_bits_per_byte_of_each_category(place: Workplace, capsys: pytest.CaptureFixture[str]) -> None:
@@ -314,6 +359,39 @@ def test_texts_longer_than_the_model_are_refused(place: Workplace, capsys: pytes
     assert re.search(r"--window_characters 3000: gives a piece of \d+ tokens, the model has 2048 positions", line)
 
 
+def test_an_output_folder_that_cannot_be_is_refused_before_a_model_is_loaded(
+    place: Workplace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "notes.txt"
+    file.write_text("mine")
+    held_out = ["--held_out", str(place.folder / "held_out.jsonl"), "--output_dir"]
+    for output in (file, file / "below"):
+        for main, models in ((evaluate.main, [str(tmp_path)]), (compare_models.main, [str(tmp_path), f"b={tmp_path}"])):
+            line = refusal(main, [*models, *held_out, str(output)], capsys)
+            assert line == f"error: --output_dir {output}: {file} is a file; give another folder"
+    long = tmp_path / ("a" * 300)
+    assert "File name too long" in refusal(evaluate.main, [str(tmp_path), *held_out, str(long)], capsys)
+    assert file.read_text() == "mine"
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"base_model_name_or_path": null}', '{"base_model_name_or_path": ""}'])
+def test_adapters_without_a_base_are_named(
+    place: Workplace, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "adapter_config.json").write_text(content)
+    held_out = ["--held_out", str(place.folder / "held_out.jsonl"), "--output_dir", str(tmp_path / "out")]
+    line = refusal(evaluate.main, [str(tmp_path), *held_out], capsys)
+    assert line.startswith(f"error: {tmp_path / 'adapter_config.json'}: ")
+
+
+def test_a_folder_with_an_equals_sign_is_no_name(tmp_path: Path) -> None:
+    for name in ("lr=1", "lr=2"):
+        (tmp_path / name).mkdir()
+    first, second = named_models([str(tmp_path / "lr=1"), f"new={tmp_path / 'lr=2'}"])
+    assert (first.name, first.folder) == ("lr=1", tmp_path / "lr=1")
+    assert (second.name, second.folder) == ("new", tmp_path / "lr=2")
+
+
 @pytest.fixture(scope="module")
 def comparison(place: Workplace, results: dict[str, Any]) -> dict[str, Any]:
     """Both models compared, the first one's benchmark scores included."""
@@ -326,7 +404,7 @@ def comparison(place: Workplace, results: dict[str, Any]) -> dict[str, Any]:
         "--results",
         str(place.folder / "all.json"),
     ]
-    (place.folder / "prompts.txt").write_text("The <b>class</b> statement\n\n", encoding="utf-8")
+    (place.folder / "prompts.txt").write_text("\ufeffThe <b>class</b> statement\n\n", encoding="utf-8")
     arguments += ["--speed_tokens", "64", "--output_dir", str(place.folder / "comparison")]
     assert compare_models.main(arguments) == 0
     return json.loads((place.folder / "comparison" / "comparison.json").read_text(encoding="utf-8"))
@@ -391,6 +469,13 @@ def test_the_page_stands_alone_and_shows_everything(place: Workplace, comparison
     cell = f"{bits['value']:.3f} [{bits['low']:.3f}, {bits['high']:.3f}]"
     assert cell in page.text
     assert cell in markdown
+    # The second model has no results: its cells say so, and the others' scores are there.
+    (row,) = re.findall(r"^\| boolq \|.*$", markdown, re.MULTILINE)
+    score = show_score(comparison["models"][0]["tasks"]["boolq"]["metrics"]["accuracy"])
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[:5] == ["boolq", "accuracy (0-shot)", score, "-", "-"]
+    assert cells[5] == score
+    assert cells[6].startswith("+0.00")
 
 
 def test_results_of_another_model_are_refused(
@@ -414,7 +499,14 @@ def test_results_of_another_model_are_refused(
         (["a=BASE", "a=NEW"], "two models are called 'a'"),
         (["BASE", "NEW", "--prompts", "missing.txt"], "--prompts missing.txt: no such file"),
         (["BASE", "NEW", "--results", "missing.json"], "--results missing.json: no results"),
-        (["BASE", "NEW", "--prompt_format", "sft", "--prompts", "a", "--measure_speed", "no"], "chat template"),
+        (
+            ["BASE", "NEW", "--prompt_format", "sft", "--prompts", "a"],
+            "--prompt_format sft: the model base has no chat",
+        ),
+        (["BASE", "x=NEW", "--prompts", "a", "b " * 2000], "--prompts, number 2, to base: the prompt has"),
+        (["BASE", "NEW", "--prompts", "a", " "], "--prompts: one of them is empty"),
+        (["BASE", "NEW", "--prompts", "caf\udce9"], "--prompts: not UTF-8"),
+        (["BASE", "NEW", "--seed", "-1"], "--seed -1: must be at least 0"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )

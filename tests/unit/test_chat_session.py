@@ -286,14 +286,14 @@ def test_tabs_have_conversations_of_their_own_and_the_oldest_caches_go(tiny: tup
     model, tokenizer = tiny
     rooms = Rooms(lambda: ChatSession(model, tokenizer, GREEDY))
     for number in range(KEPT_CACHES + 1):
-        ask(rooms.enter(str(number)), f"Question {number}?")
-    assert rooms.enter("0").messages[0]["content"] == "Question 0?"  # and 1 is the one used longest ago
+        ask(rooms.enter(str(number)).session, f"Question {number}?")
+    assert rooms.enter("0").session.messages[0]["content"] == "Question 0?"  # and 1 is the one used longest ago
     rooms.free_caches()
-    assert rooms.enter("1").ask("More?").reused_tokens == 0
-    assert rooms.enter("2").ask("More?").reused_tokens > 0
+    assert rooms.enter("1").session.ask("More?").reused_tokens == 0
+    assert rooms.enter("2").session.ask("More?").reused_tokens > 0
     rooms.leave("2")
     rooms.leave("2")
-    assert rooms.enter("2").messages == []
+    assert rooms.enter("2").session.messages == []
 
 
 def test_a_stream_ends_at_the_models_end_token(tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,7 @@ def test_any_byte_of_a_model_changes_its_fingerprint(tmp_path: Path) -> None:
     adapter.mkdir()
     (base / "model.safetensors").write_bytes(bytes(1000))
     (base / "notes.md").write_text("about the model")
+    (base / "config.json").write_text("{}")
     (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
     before = model_fingerprint(base), model_fingerprint(adapter)
     (base / "notes.md").write_text("more about the model")

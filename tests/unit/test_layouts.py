@@ -1,6 +1,7 @@
 """What a layout sends, how long its steps take, which layouts are suggested, and the command that says so."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +111,22 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"{written['needed_bytes'] / GIB:,.2f} GiB at the peak" in printed
     assert command.main([*flags, "--gpu_memory", "16"]) == 0
     assert "DOES NOT FIT" in capsys.readouterr().out
+    assert command.main(["-c", "tiny", "-p", "3d", "--zero_cpu_offload", "--suggest", "--tokens", "1e11"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^   100,000,000,000 tokens with the fastest: [\d.]+ days$", printed, re.MULTILINE)
+
+
+def test_every_flag_of_a_layout_is_named() -> None:
+    assert flags_of(plan_of("-p", "3d", "--zero_cpu_offload", "-b", "2").settings) == (
+        "--plugin 3d --zero 1 --zero_cpu_offload --micro_batch_size 2"
+    )
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (("--gpus", "0"), "--gpus must be at least 1"),
+        (("--output", f"{__file__}/plan.json"), f"{__file__}/plan.json: cannot be written"),
         (("--efficiency", "2"), "--efficiency must lie above 0"),
         (("--gpu", "abacus"), "--gpu abacus: unknown; give --peak_tflops"),
         (("-c", "nothing"), "--model nothing: neither a known model"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from colossal_llama.commands.inference import main
+from colossal_llama.json_records import parse_line
 from tests.helpers.chat_model import save_chat_model
 
 RECORDS: list[dict[str, Any]] = [
@@ -59,6 +60,19 @@ def test_answers_stand_beside_their_prompts_in_order(model_dir: Path, tmp_path: 
         assert (answer["generated_tokens"], answer["finish_reason"]) == (8, "length")
     assert len({answer["generated_text"] for answer in answers}) > 1
     assert {path.name for path in outputs[0].parent.iterdir()} == {"1.jsonl", "2.jsonl", "8.jsonl"}
+
+
+def test_answers_are_json_whatever_stands_beside_the_prompts(model_dir: Path, tmp_path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    columns = {"prompt": ["Who?", "Which?"], "score": [float("nan"), 1.5], "more": [[float("inf"), 2.0], []]}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "in.parquet")
+    output = tmp_path / "out.jsonl"
+    assert run(model_dir, "--input_file", str(tmp_path / "in.parquet"), "--output_file", str(output)) == 0
+    answers = [parse_line(line, "") for line in output.read_bytes().splitlines()]
+    assert [answer["score"] for answer in answers] == [None, 1.5]
+    assert [answer["more"] for answer in answers] == [[None, 2.0], []]
 
 
 def test_lines_of_a_text_file_are_prompts(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,6 +125,8 @@ def test_files_that_will_not_do(model_dir: Path, tmp_path: Path, capsys: pytest.
         (["--input_file", str(good), "--prompt_style", "pretrained"], "in.jsonl:1: a conversation needs"),
         (["--output_file", str(tmp_path / "out.jsonl")], "give that too"),
         (["--input_file", str(good), "--batch_size", "0"], "--batch_size must be at least 1"),
+        (["--input_txt", "caf\udce9"], "--input_txt: not UTF-8"),
+        (["--seed", str(1 << 64)], "--seed must be an integer of 64 bits"),
         (["--num_beams", "0"], "--num_beams must be at least 1"),
     )
     before = {entry: entry.read_bytes() for entry in tmp_path.iterdir()}
@@ -121,6 +137,9 @@ def test_files_that_will_not_do(model_dir: Path, tmp_path: Path, capsys: pytest.
     assert {entry: entry.read_bytes() for entry in tmp_path.iterdir()} == before
     blocked = tmp_path / "empty.txt" / "out.jsonl"
     assert run(model_dir, "--input_file", str(good), "--output_file", str(blocked)) == 2
-    assert f"{blocked}: cannot be written" in capsys.readouterr().err
+    refused = f"error: --output_file: the folder {blocked.parent}: {blocked.parent} is a file; give another folder\n"
+    assert capsys.readouterr().err == refused  # and no prompt was answered in vain
+    assert run(model_dir, "--input_file", str(good), "--output_file", str(tmp_path), "--overwrite") == 2
+    assert capsys.readouterr().err == f"error: --output_file {tmp_path}: is a folder; give a file\n"
     assert run(model_dir, "--input_file", str(good), "--output_file", str(good), "--overwrite") == 0
     assert "generated_text" in good.read_text()
