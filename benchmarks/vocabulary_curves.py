@@ -54,20 +54,26 @@ def wins_from(result: Result, baseline: Result, axis: str) -> float | None:
     return gaps[0][0]
 
 
+def baseline_of(result: Result, results: Sequence[Result]) -> Result:
+    """The arm without new pieces to compare an arm with: the one with its learning rate, where there is one."""
+    without = [one for one in results if not one["arm"]["pieces"]]
+    same_rate = [one for one in without if one["arm"]["lr"] == result["arm"]["lr"]]
+    return (same_rate or [one for one in without if one["name"] == BASELINE])[0]
+
+
 def table(results: Sequence[Result]) -> str:
-    """Markdown: every arm at the end of the short budget, and against the baseline at equal text and compute."""
-    named = {result["name"]: result for result in results}
-    baseline = named[BASELINE]
+    """Markdown: every arm at the end of the short budget, and against its baseline at equal text and compute."""
     short = min(result["points"][-1]["chinese_bytes"] for result in results)
     lines = [
         f"| arm | tokens/character | untrained | Chinese at {short / 1000:.0f} kB | English there | at its end |"
         " gap at equal text | gap at equal compute | wins from (text) | wins from (compute) |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, result in named.items():
+    for result in results:
         points = result["points"]
+        baseline = baseline_of(result, results)
         cells = [
-            name,
+            result["name"],
             f"{points[0]['tokens_per_character']:.3f}",
             f"{points[0]['chinese']:.3f}",
             _number(value_at(result, "chinese_bytes", short, "chinese")),
@@ -99,7 +105,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, panels = pyplot.subplots(2, 2, figsize=(13, 10), sharey="row", layout="constrained")
-    sizes = [one for one in results if one["name"].removesuffix(", aligned").endswith(("expansion", "pieces"))]
+    plain = ("expansion", "pieces", "rate 3e-4")
+    sizes = [one for one in results if one["name"].removesuffix(", aligned").endswith(plain)]
     ways = [one for one in results if one["name"] == BASELINE or one["arm"]["pieces"] == 1000]
     for row, (title, chosen) in enumerate((("size of the expansion", sizes), ("1000 pieces, in every way", ways))):
         for column, (axis, label) in enumerate(AXES.items()):
@@ -107,7 +114,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
             for one in chosen:
                 # The untrained models would take all the room.
                 points = one["points"][1:]
-                style = {"color": "black", "linewidth": 2.2} if one["name"] == BASELINE else {"linewidth": 1.3}
+                style = {"linewidth": 1.3} if one["arm"]["pieces"] else {"color": "black", "linewidth": 2.2}
+                style["linestyle"] = "--" if "rate 3e-4" in one["name"] else "-"
                 horizontal, vertical = [[point[key] for point in points] for key in (axis, "chinese")]
                 panel.plot(horizontal, vertical, marker="o", markersize=3, label=one["name"], **style)
             panel.set_xscale("log")

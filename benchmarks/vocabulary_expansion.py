@@ -1,7 +1,7 @@
 """Whether new tokens pay: SmolLM2-135M learns the same Chinese text with and without them, and with every kind of row.
 
     python benchmarks/vocabulary_expansion.py --output FOLDER [--characters 12000] [--workers 2]
-        [--measure_on held_out] [--arms NAME ...]
+        [--measure_on held_out] [--first_step 0] [--arms NAME ...]
 
 Each arm is one way to spend a budget of text: how many pieces are added, what their rows start from, how long the
 embeddings are trained alone and at which rate. Every arm reads the same passages in the same order (two of 三国演义 and
@@ -75,14 +75,16 @@ ARMS = {
     "1000 pieces": Arm(1000),
     "64 pieces": Arm(64),
     "1000 pieces, random": Arm(1000, "random", length=0.5),
-    "1000 pieces, weighted_mean": Arm(1000, "weighted_mean"),
+    "1000 pieces, weighted_mean": Arm(1000, "weighted_mean", length=2),
     "1000 pieces, focus": Arm(1000, "focus", length=0.5),
     "1000 pieces, gaussian": Arm(1000, "gaussian", length=0.5),
     "1000 pieces, global_mean": Arm(1000, "global_mean", length=0.5),
     "1000 pieces, embedding rate x 3": Arm(1000, embedding_factor=3, length=0.5),
     "1000 pieces, new rows aligned": Arm(1000, alignment=0.2, new_rows_only=True, length=0.5),
-    "no expansion, rate 3e-4": Arm(lr=3e-4, length=0.5),
-    "4000 pieces": Arm(4000, length=0.5),
+    "no expansion, rate 3e-4": Arm(lr=3e-4, length=2),
+    "4000 pieces, rate 3e-4": Arm(4000, lr=3e-4, length=2),
+    "4000 pieces": Arm(4000, length=2),
+    "4000 pieces, weighted_mean": Arm(4000, "weighted_mean", length=2),
     "1000 pieces, random, aligned": Arm(1000, "random", alignment=0.2, length=0.5),
     "1000 pieces, aligned twice as long": Arm(1000, alignment=0.4, length=0.5),
 }
@@ -96,9 +98,9 @@ def texts_of(measure_on: str) -> Any:
     return corpus.build_corpus(chapters, documents, PASSAGES, MEASURED_CHARACTERS, measure_on)
 
 
-def steps_of(texts: Any, characters: float) -> Iterator[list[tuple[bool, str]]]:
+def steps_of(texts: Any, characters: float, first_step: int = 0) -> Iterator[list[tuple[bool, str]]]:
     """The passages of each optimizer step (whether it is Chinese, and the text) for so much Chinese text."""
-    taken = number = 0
+    taken, number = 0, first_step
     chinese, english = STEP
     while taken < characters:
         own = texts.chinese[number * chinese : (number + 1) * chinese]
@@ -284,7 +286,7 @@ class Run:
         }
 
 
-def run_arm(name: str, output: Path, characters: int, measure_on: str) -> dict[str, Any]:
+def run_arm(name: str, output: Path, characters: int, measure_on: str, first_step: int = 0) -> dict[str, Any]:
     """Train one arm and measure it on the way; returns its curve."""
     arm = ARMS[name]
     texts = texts_of(measure_on)
@@ -306,7 +308,7 @@ def run_arm(name: str, output: Path, characters: int, measure_on: str) -> dict[s
     run.begin_stage(aligning=aligned > 0)
     dues = [share * characters for share in POINTS if share * characters <= budget]
     done = 0
-    for passages in steps_of(texts, budget):
+    for passages in steps_of(texts, budget, first_step):
         if aligned and done >= aligned:
             aligned = 0
             run.begin_stage(aligning=False)
@@ -334,6 +336,7 @@ def run_all(arguments: argparse.Namespace) -> None:
         started = time.monotonic()
         command = [sys.executable, __file__, "--output", str(arguments.output), "--arm", name]
         command += ["--characters", str(arguments.characters), "--measure_on", arguments.measure_on]
+        command += ["--first_step", str(arguments.first_step)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"arm {name!r} failed:\n{done.stderr[-3000:]}")
@@ -357,6 +360,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--characters", type=int, default=12_000, help="a budget: characters of Chinese text")
     parser.add_argument("--workers", type=int, default=2, help="arms at a time")
     parser.add_argument("--measure_on", choices=("held_out", "validation"), default="held_out")
+    parser.add_argument(
+        "--first_step", type=int, default=0, help="leave out the passages of so many steps: the arms read other ones"
+    )
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS), help="arms to run")
     parser.add_argument("--arm", choices=list(ARMS), help="run only this arm, here")
     return parser.parse_args()
@@ -367,7 +373,9 @@ def main() -> None:
     arguments = parse_arguments()
     (arguments.output / "arms").mkdir(parents=True, exist_ok=True)
     if arguments.arm:
-        result = run_arm(arguments.arm, arguments.output, arguments.characters, arguments.measure_on)
+        result = run_arm(
+            arguments.arm, arguments.output, arguments.characters, arguments.measure_on, arguments.first_step
+        )
         scratch = result_file(arguments.output, arguments.arm).with_suffix(".tmp")
         scratch.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         scratch.rename(scratch.with_suffix(".json"))
