@@ -109,12 +109,18 @@ def _open_to_readers(folder: Path) -> None:
 
 @contextmanager
 def _scratch_beside(target: Path) -> Iterator[Path]:
-    """The name of a file to write, which becomes ``target`` on success and vanishes on any error; parents are made."""
+    """The name of a file to write, which becomes ``target`` on success and vanishes on any error; parents are made.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
     scratch = target.with_name(f".{target.name}.tmp-{os.getpid()}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield scratch
         scratch.replace(target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
     finally:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)
@@ -129,11 +135,8 @@ def atomic_file(target: Path) -> Iterator[TextIO]:
     Raises:
         UserError: it cannot be written there.
     """
-    try:
-        with _scratch_beside(target) as scratch, scratch.open("w", encoding="utf-8", newline="\n") as file:
-            yield file
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+    with _scratch_beside(target) as scratch, scratch.open("w", encoding="utf-8", newline="\n") as file:
+        yield file
 
 
 def publish_directory(scratch: Path, target: Path) -> None:
@@ -170,11 +173,8 @@ def write_text_atomically(path: Path, text: str, errors: str = "strict") -> None
     Raises:
         UserError: it cannot be written there.
     """
-    try:
-        with _scratch_beside(path) as scratch:
-            scratch.write_text(text, encoding="utf-8", errors=errors)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
+    with _scratch_beside(path) as scratch:
+        scratch.write_text(text, encoding="utf-8", errors=errors)
 
 
 def flush_file(path: Path) -> None:

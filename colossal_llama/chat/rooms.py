@@ -13,7 +13,7 @@ KEPT_CACHES = 4
 
 
 class Room:
-    """A tab's conversation, and its questions from when they are sent until they are answered.
+    """A tab's conversation, and its question from when it is sent until it is answered; there is one at a time.
 
     Args:
         session: the conversation.
@@ -21,44 +21,46 @@ class Room:
 
     def __init__(self, session: ChatSession) -> None:
         self.session = session
-        self._sent = 0
-        self._answered = 0
-        self._stops: dict[int, Event] = {}
+        self._number = 0
+        self._stop: Event | None = None
+        self._begun = False
         self._lock = Lock()
 
     def send(self) -> int:
         """Number of a new question, which waits until :meth:`begin`; 0, for none, while there is another one."""
         with self._lock:
-            if self._stops:
+            if self._stop is not None:
                 return 0
-            self._sent += 1
-            self._stops[self._sent] = Event()
-            return self._sent
+            self._number += 1
+            self._stop, self._begun = Event(), False
+            return self._number
 
     def begin(self, number: int) -> Event | None:
         """What ends the answer to a question once it is set; None where the question was stopped while it waited."""
         with self._lock:
-            stop = self._stops.get(number)
-            if stop is not None:
-                self._answered = number
-            return stop
+            if number != self._number or self._stop is None:
+                return None
+            self._begun = True
+            return self._stop
 
     def end(self, number: int) -> None:
         """The question is answered."""
         with self._lock:
-            self._stops.pop(number, None)
+            if number == self._number:
+                self._stop = None
 
     def stop(self) -> None:
-        """End the answer that is being written behind its current token, and forget the questions that wait."""
+        """End the answer that is being written behind its current token, or forget the question that waits."""
         with self._lock:
-            for event in self._stops.values():
-                event.set()
-            self._stops = {number: event for number, event in self._stops.items() if number == self._answered}
+            if self._stop is not None:
+                self._stop.set()
+            if not self._begun:
+                self._stop = None
 
     @property
     def busy(self) -> bool:
         """Whether a question waits or is being answered."""
-        return bool(self._stops)
+        return self._stop is not None
 
 
 class Rooms:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from tests.helpers.tiny import save_tiny_model
 
@@ -28,3 +31,16 @@ def save_chat_model(folder: Path, context: int = 100_000) -> Path:
     settings = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(settings | {"chat_template": CHAT_TEMPLATE}), encoding="utf-8")
     return folder
+
+
+def count_passes(model: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A list to which each pass of the model adds how many tokens it is given."""
+    calls: list[int] = []
+    forward = model.forward
+
+    def count(*args: Any, **kwargs: Any) -> Any:
+        calls.append(kwargs["input_ids"].shape[1])
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(model, "forward", count)
+    return calls

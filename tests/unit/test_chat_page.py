@@ -14,7 +14,7 @@ from colossal_llama.chat.gradio_setup import prepare_gradio
 from colossal_llama.chat.rooms import Rooms
 from colossal_llama.chat.session import ChatSession
 from colossal_llama.generation import SamplingSettings, load_for_generation
-from tests.helpers.chat_model import save_chat_model
+from tests.helpers.chat_model import count_passes, save_chat_model
 
 GREEDY = SamplingSettings(max_new_tokens=8, do_sample=False)
 TAB, OTHER_TAB = SimpleNamespace(session_hash="a"), SimpleNamespace(session_hash="b")
@@ -40,16 +40,7 @@ def page(new_session: Callable[[], ChatSession], monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def passes(new_session: Callable[[], ChatSession], monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tokens that each pass of the model is given."""
-    model = new_session()._generator._model
-    calls: list[int] = []
-    forward = model.forward
-
-    def count(*args: Any, **kwargs: Any) -> Any:
-        calls.append(kwargs["input_ids"].shape[1])
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(model, "forward", count)
-    return calls
+    return count_passes(new_session()._generator._model, monkeypatch)
 
 
 def answer(

@@ -19,7 +19,7 @@ from colossal_llama.chat.rooms import KEPT_CACHES, Rooms
 from colossal_llama.chat.session import ChatSession
 from colossal_llama.errors import UserError
 from colossal_llama.generation import SamplingSettings, build_prompt, generate, load_for_generation
-from tests.helpers.chat_model import save_chat_model
+from tests.helpers.chat_model import count_passes, save_chat_model
 
 GREEDY = SamplingSettings(max_new_tokens=12, do_sample=False)
 QUESTION = "What is the class?"
@@ -38,16 +38,7 @@ def tiny(model_dir: Path) -> tuple[Any, Any]:
 @pytest.fixture
 def counted(tiny: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Tokens given to each call of the model."""
-    model, _ = tiny
-    calls: list[int] = []
-    forward = model.forward
-
-    def count(*args: Any, **kwargs: Any) -> Any:
-        calls.append(kwargs["input_ids"].shape[1])
-        return forward(*args, **kwargs)
-
-    monkeypatch.setattr(model, "forward", count)
-    return calls
+    return count_passes(tiny[0], monkeypatch)
 
 
 def ask(session: ChatSession, question: str = QUESTION, **settings: Any) -> str:
