@@ -108,7 +108,7 @@ def _open_to_readers(folder: Path) -> None:
 
 
 @contextmanager
-def _scratch_beside(target: Path) -> Iterator[Path]:
+def scratch_beside(target: Path) -> Iterator[Path]:
     """The name of a file to write, which becomes ``target`` on success and vanishes on any error; parents are made.
 
     Raises:
@@ -135,7 +135,7 @@ def atomic_file(target: Path) -> Iterator[TextIO]:
     Raises:
         UserError: it cannot be written there.
     """
-    with _scratch_beside(target) as scratch, scratch.open("w", encoding="utf-8", newline="\n") as file:
+    with scratch_beside(target) as scratch, scratch.open("w", encoding="utf-8", newline="\n") as file:
         yield file
 
 
@@ -173,7 +173,7 @@ def write_text_atomically(path: Path, text: str, errors: str = "strict") -> None
     Raises:
         UserError: it cannot be written there.
     """
-    with _scratch_beside(path) as scratch:
+    with scratch_beside(path) as scratch:
         scratch.write_text(text, encoding="utf-8", errors=errors)
 
 
