@@ -51,6 +51,7 @@ def apply() -> None:
     _fix_gradient_norm_of_empty_stage()
     _fix_safetensors_of_tied_weights()
     _fix_padding_of_layers_that_peft_wraps()
+    _fix_unwrapping_of_nested_wrappers()
     _applied = True
 
 
@@ -270,3 +271,19 @@ def _fix_padding_of_layers_that_peft_wraps() -> None:
 
     for layer_class in (PaddingEmbedding, PaddingLMHead):
         layer_class.from_native_module = keeping(layer_class.from_native_module)
+
+
+def _fix_unwrapping_of_nested_wrappers() -> None:
+    """interface/model.py:107: a wrapper around a wrapper does not pass ``unwrap_peft`` on. Torch's AMP around DDP (ddp
+    with fp16) then gives Colossal-AI's own view of a peft model, which ``save_lora_as_pretrained`` refuses.
+    """
+    from colossalai.interface import ModelWrapper
+
+    unwrap = ModelWrapper.unwrap
+
+    def unwrap_all(self: Any, unwrap_peft: bool = True) -> Any:
+        if isinstance(self.module, ModelWrapper):
+            return self.module.unwrap(unwrap_peft)
+        return unwrap(self, unwrap_peft)
+
+    ModelWrapper.unwrap = unwrap_all
