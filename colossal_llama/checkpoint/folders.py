@@ -13,7 +13,7 @@ from colossal_llama.atomic import remove_directory
 RUNNING_STATES = "running_states.json"
 
 _NAME = re.compile(r"epoch-(\d+)_step-(\d+)")
-_LEFTOVER = re.compile(r"\.(epoch-\d+_step-\d+|modeling)\.(tmp|old-\d+)")
+_LEFTOVER = re.compile(r"\.(epoch-\d+_step-\d+|modeling|rehearsal)\.(tmp|old-\d+)")
 
 
 def checkpoint_name(epoch: int, step: int) -> str:

@@ -48,6 +48,7 @@ OPTIMIZER = "optimizer"
 LR_SCHEDULER = "lr_scheduler"
 RNG = "rng"
 LOSS_SCALE = "loss_scale.pt"
+REHEARSAL = ".rehearsal.tmp"
 PIPELINE_INDICES = "tmp_index_files"
 """Folder that Colossal-AI makes beside the files of a pipeline's stages, and removes."""
 
@@ -243,6 +244,35 @@ class CheckpointManager:
         # Collectives of a thread need a group of their own, and what they exchange is in host memory.
         self._group = dist.new_group(backend="gloo", timeout=BACKGROUND_TIMEOUT)
 
+    def rehearse(self, model_config: Any) -> None:
+        """Write everything that a checkpoint holds apart from whole weights, and delete it again.
+
+        What would fail at the first save fails now: a configuration or tokenizer that transformers refuses to write, a
+        folder that nothing can be written to, adapters that cannot be collected. Call it before the first update, when
+        there are no states of the optimizer to write.
+
+        Args:
+            model_config: of the transformers model; stands for its weights, which adapters do not need.
+
+        Raises:
+            UserError: something of it could not be written.
+        """
+
+        def write_outline(folder: Path, writer: FileWriter) -> None:
+            if self._lora:
+                self._write_model(folder / MODELING)
+            elif self._rank == 0:
+                model_config.save_pretrained(str(folder / MODELING))
+
+        self._write_and_drop(
+            [
+                write_outline,
+                lambda folder, writer: self._complete_model(folder / MODELING),
+                self._write_optimizer,
+                self._write_generators,
+            ]
+        )
+
     def save(self, state: TrainState) -> Path:
         """Write the checkpoint ``epoch-E_step-S``; returns its folder, which in the background is still to come.
 
@@ -351,20 +381,44 @@ class CheckpointManager:
         self.wait()
         scratch = target.with_name(f".{target.name}.tmp")
         writer = FileWriter(scratch, snapshots)
+        with self._explaining(target.name, scratch):
+            self._run_phases(phases, scratch, writer)
+        if self._executor is None or snapshots is None:
+            self._finish(target, scratch, writer)
+        else:
+            self._background = self._executor.submit(self._finish, target, scratch, writer, self._group)
 
+    def _write_and_drop(self, phases: Sequence[Callable[[Path, FileWriter], None]]) -> None:
+        """Have ``phases`` fill a folder, and delete it.
+
+        Raises:
+            UserError: a phase failed to write, or transformers refused to.
+        """
+        from colossal_llama.checkpoint.file_writer import FileWriter
+
+        scratch = self._save_dir / REHEARSAL
+        writer = FileWriter(scratch)
+        try:
+            with self._explaining("a checkpoint", scratch):
+                self._run_phases(phases, scratch, writer)
+                run_together(writer.finish)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"--save_dir {self._save_dir}: the model could not be saved there ({reason})") from error
+        if self._rank == 0:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _run_phases(
+        self, phases: Sequence[Callable[[Path, FileWriter], None]], scratch: Path, writer: FileWriter
+    ) -> None:
         def run_phase(phase: Callable[[Path, FileWriter], None]) -> None:
             with writer.taking_over():
                 phase(scratch, writer)
             writer.check()
 
-        with self._explaining(target, scratch):
-            run_together(partial(self._make_folders, scratch))
-            for phase in phases:
-                run_together(partial(run_phase, phase))
-        if self._executor is None or snapshots is None:
-            self._finish(target, scratch, writer)
-        else:
-            self._background = self._executor.submit(self._finish, target, scratch, writer, self._group)
+        run_together(partial(self._make_folders, scratch))
+        for phase in phases:
+            run_together(partial(run_phase, phase))
 
     def _make_folders(self, scratch: Path) -> None:
         """Make all folders that anyone will want, so that no rank can fail to while others gather."""
@@ -386,7 +440,7 @@ class CheckpointManager:
                 publish_directory(scratch, target)
                 flush_directory(target.parent)
 
-        with self._explaining(target, scratch):
+        with self._explaining(target.name, scratch):
             records = run_together(writer.finish, group)
             run_together(publish, group)
         if self._rank == 0 and target.name != MODELING:
@@ -401,7 +455,7 @@ class CheckpointManager:
                     print(f"--keep_last: cannot delete {folder}: {error.strerror}", flush=True)
 
     @contextmanager
-    def _explaining(self, target: Path, scratch: Path) -> Iterator[None]:
+    def _explaining(self, name: str, scratch: Path) -> Iterator[None]:
         """Turn a failed write into one line, and leave nothing of it."""
         try:
             yield
@@ -412,7 +466,7 @@ class CheckpointManager:
                 raise
             complete = existing_checkpoints(self._save_dir)
             raise UserError(
-                f"--save_dir {self._save_dir}: cannot write {target.name}: {error}; "
+                f"--save_dir {self._save_dir}: cannot write {name}: {error}; "
                 + (f"the last complete checkpoint is {complete[-1].name}" if complete else "no checkpoint is complete")
                 + ". Make room, and go on with --load_checkpoint auto"
             ) from error
@@ -433,6 +487,9 @@ class CheckpointManager:
 
     def _write_rank_states(self, folder: Path, writer: FileWriter) -> None:
         save_masters(self._model, self._optimizer, folder / MASTERS, self._rank, self._world_size, writer)
+        self._write_generators(folder, writer)
+
+    def _write_generators(self, folder: Path, writer: FileWriter) -> None:
         save_rng(folder / RNG, self._rank, self._generators)
         self._save_loss_scale(folder / LOSS_SCALE)
 

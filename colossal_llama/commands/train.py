@@ -223,6 +223,7 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
     from colossal_llama.checkpoint.folders import Retention, discard_checkpoints
     from colossal_llama.checkpoint.manager import CheckpointManager
     from colossal_llama.distributed.preemption import SignalWatch
+    from colossal_llama.model.lora import bare_model
     from colossal_llama.plugins.steps import Boosted, build_step
 
     setting = build_setting(config, spec, inputs, env)
@@ -249,6 +250,8 @@ def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEn
         resumed=None if inputs.resume_from is None else inputs.resume_from.resolve(),
         background=config.async_save,
     )
+    if not config.benchmark:
+        manager.rehearse(bare_model(model).config)
     state = start_state(setting, manager, identity, lr_scheduler)
     if env.is_main:
         write_config(config, Path(config.config_file))
@@ -450,13 +453,17 @@ def boost(setting: Setting, booster: Any, model: Any) -> tuple[Any, Any, Any]:
 def build_model(setting: Setting) -> Any:
     """The model with its trainable part chosen, ready to be boosted."""
     from colossal_llama.model.loader import load_model
+    from colossal_llama.model.pretrained import describe_repairs
     from colossal_llama.plugins import attention_for
 
     config, options, spec = setting.config, setting.options, setting.spec
     attention = attention_for(spec, options, setting.inputs.model_config["model_type"])
+    flag = "--pretrained" if setting.inputs.weights == Path(config.pretrained) else "--load_checkpoint"
+    for repair in describe_repairs(setting.inputs.weights, flag):
+        setting.env.say(f"so that the model can be saved: {repair}")
     model = load_model(
         setting.inputs.weights,
-        "--pretrained" if setting.inputs.weights == Path(config.pretrained) else "--load_checkpoint",
+        flag,
         "fp32" if spec.keeps_fp32_weights else config.mixed_precision,
         attention,
     )

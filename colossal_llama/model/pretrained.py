@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, NoReturn
 
 from colossal_llama.constants import CONFIG_FILE
 from colossal_llama.errors import UserError
+from colossal_llama.model.generation_config import (
+    read_generation_config,
+    remove_generation_settings,
+    remove_impossible_pad_id,
+)
 from colossal_llama.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*.bin*")
 """Patterns of the files that make a folder a model's; everything else beside a tokenizer is kept."""
@@ -29,15 +34,20 @@ def load_causal_lm(
         attn_implementation: ``sdpa``, ``eager`` or ``flash_attention_2``; None for transformers' choice.
 
     Raises:
-        UserError: the folder is missing, holds no model, or weights are missing or unreadable.
+        UserError: the folder is missing, holds no model, weights are missing or unreadable, or a configuration is
+            damaged. Settings that transformers could not write again are repaired: see :func:`describe_repairs`.
     """
     check_model_folder(path, flag)
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
+    config = _read_config(path, flag)
+    generation_config, _ = _repair_settings(path, config)
     with quiet_transformers():
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
                 str(path),
+                config=config,
+                generation_config=GenerationConfig(),  # the folder's own, read here, may be one that it refuses
                 torch_dtype=dtype or stored_dtype(path) or "auto",
                 attn_implementation=attn_implementation,
                 local_files_only=True,
@@ -48,7 +58,37 @@ def load_causal_lm(
             raise _unreadable(path, flag, error) from error
     if info["missing_keys"] or info["mismatched_keys"]:
         refuse_weights(path, flag, [str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]])
+    if model.can_generate():
+        model.generation_config = generation_config
     return model
+
+
+def describe_repairs(path: Path, flag: str) -> list[str]:
+    """What :func:`load_causal_lm` changes in a folder's settings, so that transformers can write them again.
+
+    Raises:
+        UserError: a configuration is damaged.
+    """
+    _, repairs = _repair_settings(path, _read_config(path, flag))
+    return repairs
+
+
+def _repair_settings(path: Path, config: "PretrainedConfig") -> "tuple[GenerationConfig, list[str]]":
+    """The folder's generation settings, and what was changed in them and in ``config``."""
+    repairs = remove_impossible_pad_id(config)
+    generation = read_generation_config(path, config)
+    repairs += remove_generation_settings(path, config)
+    return generation.config, [*(f"{path / CONFIG_FILE}: {repair}" for repair in repairs), *generation.repairs]
+
+
+def _read_config(path: Path, flag: str) -> "PretrainedConfig":
+    from transformers import AutoConfig
+
+    with quiet_transformers():
+        try:
+            return AutoConfig.from_pretrained(str(path), local_files_only=True)
+        except Exception as error:  # ValueError, KeyError, TypeError and more, by what is broken
+            raise _unreadable(path, flag, error) from error
 
 
 def outline_causal_lm(path: Path, flag: str) -> "PreTrainedModel":
@@ -61,11 +101,12 @@ def outline_causal_lm(path: Path, flag: str) -> "PreTrainedModel":
     """
     check_model_folder(path, flag)
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
+    config = _read_config(path, flag)
+    remove_impossible_pad_id(config)
     with quiet_transformers():
         try:
-            config = AutoConfig.from_pretrained(str(path), local_files_only=True)
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config)
         except Exception as error:  # ValueError, KeyError, TypeError and more, by what is broken

@@ -405,6 +405,16 @@ def undo(name: str) -> None:
 
         load = loader.load_model
         loader.load_model = lambda folder, flag, precision, attention: load(folder, flag, precision, "sdpa")
+    elif name == "generation_config":
+        from colossal_llama.model import pretrained
+        from colossal_llama.model.generation_config import RepairedConfig
+
+        def as_transformers_reads_it(folder: Path, model_config: Any) -> Any:
+            from transformers import GenerationConfig
+
+            return RepairedConfig(GenerationConfig.from_pretrained(str(folder)), ())
+
+        pretrained.read_generation_config = as_transformers_reads_it
     elif name == "policies":
         from colossal_llama.plugins import models
 
