@@ -35,6 +35,7 @@ from colossal_llama.checkpoint.manifest import write_manifest
 from colossal_llama.checkpoint.masters import MASTERS, MODELING, load_masters, save_masters
 from colossal_llama.checkpoint.optimizer_state import OptimizerStore
 from colossal_llama.checkpoint.rng import load_rng, reseed_rng, save_rng
+from colossal_llama.checkpoint.safe_load import load_safely
 from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE, MANIFEST_FILE
 from colossal_llama.distributed.agreement import WriteFailedError, run_together
 from colossal_llama.distributed.loss_scale import loss_scaler, restore_scaler, scaler_state
@@ -354,16 +355,18 @@ class CheckpointManager:
         same_layout = not self._identity.layout_changes(stored)
         if not (folder / OPTIMIZER).is_dir():
             raise UserError(f"{folder / OPTIMIZER}: missing; resume from another checkpoint")
-        self._store.load(folder / OPTIMIZER, same_layout)
-        self._booster.load_lr_scheduler(self._lr_scheduler, str(folder / LR_SCHEDULER))
-        load_masters(self._model, self._optimizer, folder, same_layout)
-        self._load_loss_scale(folder / LOSS_SCALE, same_layout)
+        run_together(partial(self._load_states, folder, same_layout))
         if not same_layout:
             reseed_rng(self._identity.data["seed"], state.global_step, self._generators)
-        elif not load_rng(folder / RNG, self._rank, self._generators):
-            raise UserError(f"{folder / RNG}: no generator state of rank {self._rank}; resume from another checkpoint")
-        _barrier()
         return state
+
+    def _load_states(self, folder: Path, same_layout: bool) -> None:
+        self._store.load(folder / OPTIMIZER, same_layout)
+        self._lr_scheduler.load_state_dict(load_safely(folder / LR_SCHEDULER))  # Colossal-AI would run what it holds
+        load_masters(self._model, self._optimizer, folder, same_layout)
+        self._load_loss_scale(folder / LOSS_SCALE, same_layout)
+        if same_layout and not load_rng(folder / RNG, self._rank, self._generators):
+            raise UserError(f"{folder / RNG}: no generator state of rank {self._rank}; resume from another checkpoint")
 
     def _publish(
         self, target: Path, phases: Sequence[Callable[[Path, FileWriter], None]], snapshots: HostSnapshots | None = None
@@ -501,12 +504,10 @@ class CheckpointManager:
             torch.save(scaler_state(scaler), path)
 
     def _load_loss_scale(self, path: Path, same_layout: bool) -> None:
-        import torch
-
         scaler = loss_scaler(self._optimizer)
         if scaler is None or not (same_layout or path.is_file()):  # another precision starts with a new scale
             return
-        stored = torch.load(path, map_location=_scaler_device(scaler), weights_only=True)
+        stored = load_safely(path, map_location=_scaler_device(scaler))
         if not same_layout:
             _carry_scale(scaler, stored)
             return
@@ -529,9 +530,3 @@ def _carry_scale(scaler: Any, stored: dict[str, Any]) -> None:
 def _scaler_device(scaler: Any) -> Any:
     scale = getattr(scaler, "_scale", None)
     return scale.device if scale is not None else "cpu"
-
-
-def _barrier() -> None:
-    import torch.distributed as dist
-
-    dist.barrier()

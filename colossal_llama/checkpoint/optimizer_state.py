@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from colossal_llama.checkpoint.masters import MODELING
 from colossal_llama.checkpoint.piece_files import PIECE_FILES, NamedPiece, StoredPieces, write_pieces
+from colossal_llama.checkpoint.safe_load import load_safely
 from colossal_llama.checkpoint.weight_pieces import Piece, names_of, pieces_to_write, weight_pieces
 from colossal_llama.errors import UserError
 
@@ -142,8 +143,6 @@ class RankStore:
 
     def load(self, folder: Path, same_layout: bool) -> None:
         """See :class:`OptimizerStore`."""
-        import torch
-
         if not same_layout:
             checkpoint = folder.parent
             raise UserError(
@@ -156,9 +155,8 @@ class RankStore:
         sizes = [len(group["params"]) for group in inner.param_groups]
         if not path.is_file():
             raise UserError(f"{path}: missing; resume with the number of processes and the layout that wrote it")
-        # The file is one of our own checkpoints; GaLore's projections are objects.
-        stored = torch.load(path, map_location="cpu", weights_only=False)
-        if [len(states) for states in stored["states"]] != sizes:
+        stored = load_safely(path, _state_classes())
+        if not isinstance(stored, dict) or [len(states) for states in stored.get("states", ())] != sizes:
             raise UserError(f"{path}: holds the states of other parameters; resume with the flags that wrote it")
         for group, states in zip(inner.param_groups, stored["states"], strict=True):
             for param, state in zip(group["params"], states, strict=True):
@@ -167,6 +165,13 @@ class RankStore:
 
     def _path(self, folder: Path) -> Path:
         return folder / f"rank-{self._owner:05d}.pt"
+
+
+def _state_classes() -> list[Any]:
+    """Classes of states that are no tensors: GaLore keeps its projections as objects of plain values and tensors."""
+    from galore_torch.galore_projector import GaLoreProjector
+
+    return [GaLoreProjector]
 
 
 def _on_device(value: Any, device: Any) -> Any:

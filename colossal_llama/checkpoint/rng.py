@@ -6,6 +6,9 @@ import random
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.checkpoint.safe_load import load_safely
+from colossal_llama.errors import UserError
+
 
 def _rng_path(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.pt"
@@ -17,9 +20,11 @@ def save_rng(folder: Path, rank: int, extra: dict[str, Any]) -> None:
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
+    kind, keys, *position = np.random.get_state(legacy=True)
     states = {
         "python": random.getstate(),
-        "numpy": np.random.get_state(),
+        # As a tensor: an array in a pickle is read by calling functions, see checkpoint.safe_load.
+        "numpy": (kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), *position),
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "extra": {name: generator.get_state() for name, generator in extra.items()},
@@ -48,21 +53,42 @@ def reseed_rng(seed: int, step: int, extra: dict[str, Any]) -> None:
 
 
 def load_rng(folder: Path, rank: int, extra: dict[str, Any]) -> bool:
-    """Restore this rank's generator states; False where the checkpoint has none for it."""
-    import numpy as np
+    """Restore this rank's generator states; False where the checkpoint has none for it.
+
+    Raises:
+        UserError: the file is damaged, or holds something else.
+    """
     import torch
 
     path = _rng_path(folder, rank)
     if not path.is_file():
         return False
-    # The file is one of our own checkpoints; Python's and NumPy's states are no tensors.
-    states = torch.load(path, map_location="cpu", weights_only=False)
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-    for name, generator in extra.items():
-        if name in states["extra"]:
-            generator.set_state(states["extra"][name])
+    states = load_safely(path, _arrays_of_older_checkpoints())
+    try:
+        random.setstate(states["python"])
+        _set_numpy_state(*states["numpy"])
+        torch.set_rng_state(states["torch"])
+        if states["cuda"] is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(states["cuda"])
+        for name, generator in extra.items():
+            if name in states["extra"]:
+                generator.set_state(states["extra"][name])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(f"{path}: damaged ({error}); resume from another checkpoint") from error
     return True
+
+
+def _set_numpy_state(kind: str, keys: Any, *position: Any) -> None:
+    import numpy as np
+
+    np.random.set_state((kind, np.asarray(keys).astype(np.uint32), *position))
+
+
+def _arrays_of_older_checkpoints() -> list[Any]:
+    """What an array in a pickle names: checkpoints held NumPy's state as one before it became a tensor."""
+    import _codecs
+
+    import numpy as np
+
+    reconstruct = np.zeros(0).__reduce__()[0]
+    return [reconstruct, np.ndarray, np.dtype, type(np.dtype(np.uint32)), _codecs.encode]

@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from colossal_llama.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -23,6 +25,7 @@ class _Outcome:
     value: Any = None
     failure: str | None = None
     is_write: bool = False
+    is_user_error: bool = False
 
 
 _recent: deque[Any] = deque(maxlen=16)
@@ -57,6 +60,7 @@ def run_together(action: Callable[[], T], group: Any = None) -> list[T]:
 
     Raises:
         WriteFailedError: on every rank, when a file could not be written on any; names the rank and the file.
+        UserError: on every rank, when ``action`` raised one on any.
         Exception: whatever else ``action`` raised, on the rank that it was raised on.
         RuntimeError: on the other ranks then.
     """
@@ -65,7 +69,12 @@ def run_together(action: Callable[[], T], group: Any = None) -> list[T]:
         outcome = _Outcome(value=action())
     except Exception as caught:
         error = caught
-        outcome = _Outcome(failure=describe_failure(caught), is_write=is_write_failure(caught))
+        is_user_error = isinstance(caught, UserError)
+        outcome = _Outcome(
+            failure=str(caught) if is_user_error else describe_failure(caught),
+            is_write=not is_user_error and is_write_failure(caught),
+            is_user_error=is_user_error,
+        )
     outcomes = gather(outcome, group)
     failed = [rank for rank, one in enumerate(outcomes) if one.failure is not None]
     if not failed:
@@ -75,6 +84,8 @@ def run_together(action: Callable[[], T], group: Any = None) -> list[T]:
     message = f"{outcomes[rank].failure} (rank {rank})"
     if outcomes[rank].is_write:
         raise WriteFailedError(message) from error
+    if outcomes[rank].is_user_error:
+        raise UserError(str(outcomes[rank].failure)) from error
     if error is not None:
         raise error
     raise RuntimeError(f"stopped, because another rank failed: {message}")

@@ -51,6 +51,7 @@ def load_causal_lm(
                 torch_dtype=dtype or stored_dtype(path) or "auto",
                 attn_implementation=attn_implementation,
                 local_files_only=True,
+                trust_remote_code=False,
                 low_cpu_mem_usage=True,
                 output_loading_info=True,
             )
@@ -86,7 +87,7 @@ def _read_config(path: Path, flag: str) -> "PretrainedConfig":
 
     with quiet_transformers():
         try:
-            return AutoConfig.from_pretrained(str(path), local_files_only=True)
+            return AutoConfig.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # ValueError, KeyError, TypeError and more, by what is broken
             raise _unreadable(path, flag, error) from error
 
