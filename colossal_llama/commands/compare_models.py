@@ -61,7 +61,7 @@ def _plan(config: CompareConfig) -> Plan:
     return Plan(
         device=choose_device(config.device),
         texts=texts,
-        windows=Windows(config.window_characters, config.batch_tokens),
+        windows=Windows(config.window_characters, config.batch_tokens, config.parse_special),
         prompts=read_prompts(config.prompts),
         prompt_format=config.prompt_format,
         max_new_tokens=config.max_new_tokens,

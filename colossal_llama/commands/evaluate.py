@@ -52,7 +52,7 @@ def evaluate(config: EvaluateConfig) -> None:
     fingerprint = model_fingerprint(Path(config.model))
     loaded = load_for_generation(Path(config.model), choose_device(config.device), "model")
     store = ResultStore(Path(config.output_dir) / "parts")
-    identity = model_identity(fingerprint, loaded[0])
+    identity = model_identity(fingerprint, loaded[0], config.parse_special)
     results: dict[str, Any] = {"model": config.model, "identity": identity, "limit": config.limit}
     tables: list[Table] = []
     if texts is not None:
@@ -92,7 +92,7 @@ def _measure_texts(
     from colossal_llama.evaluation.measured_texts import measure_texts
     from colossal_llama.evaluation.results import text_table
 
-    windows = Windows(config.window_characters, config.batch_tokens)
+    windows = Windows(config.window_characters, config.batch_tokens, config.parse_special)
     scores = measure_texts(loaded, identity, texts, windows, store)
     figures = figures_by_category(scores, config.resamples, config.seed)
     content = {
@@ -114,7 +114,10 @@ def _run_benchmarks(
     from colossal_llama.evaluation.benchmarks import BENCHMARKS
     from colossal_llama.evaluation.harness import HarnessRunner
     from colossal_llama.evaluation.results import benchmark_results, show_score, task_table
+    from colossal_llama.tokenizer.plain_text import plain_tokenizer
 
+    if not config.parse_special:
+        loaded = loaded[0], plain_tokenizer(loaded[1])
     runner = HarnessRunner(loaded, identity, config.batch_size, config.limit, store, config.allow_code_execution)
     subjects = {}
     for number, one in enumerate(selected, start=1):

@@ -211,8 +211,11 @@ class BoundTemplate:
 
     def render(self, system: str | None, messages: Sequence[Message]) -> str:
         """A whole conversation as text, in which control tokens look like any other text."""
+        return self.text_of(self.spans(system, messages))
+
+    def text_of(self, spans: Sequence[Span]) -> str:
+        """Spans of this template as text, in which control tokens look like any other text."""
         tokens = {part.token_id: part.token for part in self._parts() if isinstance(part, BoundControl)}
-        spans = self.spans(system, messages)
         return "".join(span.text if span.token_id is None else tokens[span.token_id] for span in spans)
 
     def jinja(self) -> str:

@@ -15,7 +15,7 @@ from colossal_llama.data.formats.parsed import ASSISTANT, HUMAN
 from colossal_llama.data.readers import Record, read_records
 from colossal_llama.errors import UserError
 from colossal_llama.generation.batches import Continuation
-from colossal_llama.generation.prompts import build_chat_prompt, build_prompt, check_room
+from colossal_llama.generation.prompts import NO_TEMPLATE, PromptEncoder, check_room
 from colossal_llama.json_records import json_type
 
 TEXT_FIELDS = ("prompt", "input_txt")
@@ -96,7 +96,7 @@ def question_messages(record: Record) -> list[dict[str, str]]:
 
 
 def encode_prompts(
-    tokenizer: Any, prompts: Iterable[FilePrompt], prompt_style: str, max_new_tokens: int, context: int | None
+    encoder: PromptEncoder, prompts: Iterable[FilePrompt], prompt_style: str, max_new_tokens: int, context: int | None
 ) -> list[list[int]]:
     """Token ids of each prompt; all are checked before anything is generated.
 
@@ -105,22 +105,24 @@ def encode_prompts(
     """
     encoded = []
     for prompt in prompts:
-        ids = _encode(tokenizer, prompt, prompt_style)
+        ids = _encode(encoder, prompt, prompt_style)
         check_room(len(ids), max_new_tokens, context, prompt.where)
         encoded.append(ids)
     return encoded
 
 
-def _encode(tokenizer: Any, prompt: FilePrompt, prompt_style: str) -> list[int]:
-    if prompt.text is not None:
-        return build_prompt(tokenizer, prompt.text, prompt_style)
-    if prompt_style != "sft" or not tokenizer.chat_template:
+def _encode(encoder: PromptEncoder, prompt: FilePrompt, prompt_style: str) -> list[int]:
+    if prompt.text is None and (prompt_style != "sft" or not encoder.has_template):
         raise UserError(
             f"{prompt.where}: a conversation needs --prompt_style sft and a model with a chat template; give texts "
             "with --prompt_style pretrained to others"
         )
+    if prompt_style == "sft" and not encoder.has_template:
+        raise UserError(f"--prompt_style sft: {NO_TEMPLATE}--prompt_style pretrained")
     try:
-        return build_chat_prompt(tokenizer, prompt.messages)
+        if prompt.text is not None:
+            return encoder.prompt(prompt.text, prompt_style)
+        return encoder.chat_prompt(prompt.messages)
     except UserError as error:
         raise UserError(f"{prompt.where}: {error}") from error
 
