@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase
 
+_OUT_OF_TEXT = "\U000f0000\U000f0001"
+"""Characters for private use, before the names of control tokens that letters may not make."""
+
 TextToIds = Callable[[Sequence[str]], list[list[int]]]
 
 
@@ -34,7 +37,37 @@ def plain_content(tokenizer: "PreTrainedTokenizerBase", control_tokens: Iterable
     control = {*tokenizer.all_special_tokens, *control_tokens}
     for token in content["added_tokens"]:
         token["special"] = token["special"] or token["content"] in control
+    _take_out_of_model(content, {token["content"] for token in content["added_tokens"] if token["special"]})
     return content
+
+
+def _take_out_of_model(content: dict[str, Any], control: set[str]) -> None:
+    """Keep the model itself from putting letters together to a control token.
+
+    SentencePiece never does that with its control pieces. Its models in the format of ``tokenizers`` hold them as
+    pieces like any other: a unigram model takes them whenever they occur, and merges may lead to them.
+    """
+    model = content["model"]
+    if "merges" in model:
+        model["merges"] = [merge for merge in model["merges"] if _merged(merge) not in control]
+    if model["type"] == "Unigram":
+        model["vocab"] = [
+            [_OUT_OF_TEXT + piece if piece in control else piece, score] for piece, score in model["vocab"]
+        ]
+    elif model.get("ignore_merges"):
+        model["vocab"] = {_OUT_OF_TEXT + piece if piece in control else piece: n for piece, n in model["vocab"].items()}
+    else:
+        return
+    unknown = model.get("unk_token")
+    if unknown in control:
+        model["unk_token"] = _OUT_OF_TEXT + unknown
+    for token in content["added_tokens"]:
+        if token["special"]:
+            token["content"] = _OUT_OF_TEXT + token["content"]  # keeps its id
+
+
+def _merged(merge: str | list[str]) -> str:
+    return merge.replace(" ", "", 1) if isinstance(merge, str) else "".join(merge)
 
 
 def plain_encoder(tokenizer: "PreTrainedTokenizerBase", flag: str, control_tokens: Iterable[str] = ()) -> "Tokenizer":
@@ -86,13 +119,30 @@ def plain_tokenizer(tokenizer: "PreTrainedTokenizerBase") -> "PreTrainedTokenize
 
     It puts in the special tokens that the tokenizer itself puts around a text.
     """
-    result = copy.deepcopy(tokenizer)
+    result = copy.copy(tokenizer)
     result.split_special_tokens = True
-    if result.is_fast:
+    if tokenizer.is_fast:
         from tokenizers import Tokenizer
 
         content = plain_content(tokenizer)
         own = json.loads(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
         content["post_processor"] = own["post_processor"]
-        result._tokenizer = Tokenizer.from_str(json.dumps(content, ensure_ascii=False))  # type: ignore[attr-defined]
+        plain = Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
+        result.__class__ = _encoding_with(type(tokenizer), plain)
     return result
+
+
+def _encoding_with(tokenizer_class: type, backend: "Tokenizer") -> type:
+    """A subclass that encodes with another backend than it decodes with."""
+
+    class PlainTokenizer(tokenizer_class):  # type: ignore[misc]
+        _tokenizer: Any
+
+        def _batch_encode_plus(self, *arguments: Any, **settings: Any) -> Any:
+            own, self._tokenizer = self._tokenizer, backend
+            try:
+                return super()._batch_encode_plus(*arguments, **settings)
+            finally:
+                self._tokenizer = own
+
+    return PlainTokenizer
