@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "Chat with a trained model, on the terminal or in a browser."
 
+MEMORY_ADVICE = "lower --max_new_tokens, give --dtype bf16, or take --device cpu"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; returns the exit code."""
-    return run_command(lambda: chat(parse_config(ChatConfig, argv, DESCRIPTION)))
+    return run_command(lambda: chat(parse_config(ChatConfig, argv, DESCRIPTION)), MEMORY_ADVICE)
 
 
 def chat(config: ChatConfig) -> None:

@@ -19,10 +19,12 @@ DESCRIPTION = (
     "write, size and speed."
 )
 
+MEMORY_ADVICE = "lower --batch_tokens, --speed_tokens or --max_new_tokens, or take --device cpu; what is finished stays"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; returns the exit code."""
-    return run_command(lambda: compare_models(parse_config(CompareConfig, argv, DESCRIPTION)))
+    return run_command(lambda: compare_models(parse_config(CompareConfig, argv, DESCRIPTION)), MEMORY_ADVICE)
 
 
 def compare_models(config: CompareConfig) -> None:

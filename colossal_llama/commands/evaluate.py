@@ -23,10 +23,12 @@ DESCRIPTION = (
     "A killed run goes on where it was."
 )
 
+MEMORY_ADVICE = "lower --batch_size, --batch_tokens or --max_gen_toks, or take --device cpu; what is finished stays"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; returns the exit code."""
-    return run_command(lambda: evaluate(parse_config(EvaluateConfig, argv, DESCRIPTION)))
+    return run_command(lambda: evaluate(parse_config(EvaluateConfig, argv, DESCRIPTION)), MEMORY_ADVICE)
 
 
 def evaluate(config: EvaluateConfig) -> None:

@@ -13,10 +13,12 @@ from colossal_llama.errors import UserError, run_command
 
 DESCRIPTION = "Generate text with a trained model, using nothing but transformers."
 
+MEMORY_ADVICE = "lower --batch_size, --max_new_tokens or --num_beams, give --dtype bf16, or take --device cpu"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; returns the exit code."""
-    return run_command(lambda: infer(parse_config(InferenceConfig, argv, DESCRIPTION)))
+    return run_command(lambda: infer(parse_config(InferenceConfig, argv, DESCRIPTION)), MEMORY_ADVICE)
 
 
 def infer(config: InferenceConfig) -> None:
