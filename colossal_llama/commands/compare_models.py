@@ -39,6 +39,7 @@ def compare_models(config: CompareConfig) -> None:
     from colossal_llama.comparison.page import to_html
     from colossal_llama.comparison.report import to_markdown, to_terminal
     from colossal_llama.evaluation.store import write_json, write_text
+    from colossal_llama.json_records import describe_not_finite
 
     models = named_models(config.models)
     results = read_results(config.results)
@@ -49,6 +50,9 @@ def compare_models(config: CompareConfig) -> None:
     write_text(folder / "comparison.md", to_markdown(comparison))
     write_text(folder / "comparison.html", to_html(comparison))
     print(to_terminal(comparison))
+    warning = describe_not_finite(comparison.as_json())
+    if warning is not None:
+        print(f"\nwarning: {warning}", flush=True)
     print(f"\nwritten to {folder / 'comparison.md'}, .html and .json", flush=True)
 
 

@@ -135,11 +135,16 @@ def _run_benchmarks(
 
 def _write(config: EvaluateConfig, results: dict[str, Any], tables: list[Table]) -> None:
     from colossal_llama.evaluation.store import write_json, write_text
+    from colossal_llama.json_records import describe_not_finite
     from colossal_llama.tables import markdown_text, terminal_text
 
     folder = Path(config.output_dir)
     results["settings"] = dataclasses.asdict(config)
+    warning = describe_not_finite(results)
     write_json(folder / "results.json", results)
-    write_text(folder / "results.md", "\n\n".join([f"# {config.model}", *map(markdown_text, tables)]) + "\n")
+    parts = [f"# {config.model}", *filter(None, [warning]), *map(markdown_text, tables)]
+    write_text(folder / "results.md", "\n\n".join(parts) + "\n")
     print("\n\n".join(map(terminal_text, tables)))
+    if warning is not None:
+        print(f"\nwarning: {warning}", flush=True)
     print(f"\nwritten to {folder / 'results.json'} and {folder / 'results.md'}", flush=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from colossal_llama.data.readers import Record, read_records
 from colossal_llama.errors import UserError
 from colossal_llama.generation.batches import Continuation
 from colossal_llama.generation.prompts import NO_TEMPLATE, PromptEncoder, check_room
-from colossal_llama.json_records import json_type
+from colossal_llama.json_records import json_type, json_value
 
 TEXT_FIELDS = ("prompt", "input_txt")
 MESSAGES_FIELD = "messages"
@@ -139,18 +138,9 @@ def result_lines(prompts: Sequence[FilePrompt], answers: Sequence[Continuation])
             "generated_tokens": answer.tokens,
             "finish_reason": "stop" if answer.finished else "length",
         }
-        record = _json_value(prompt.record) | generated
+        record = json_value(prompt.record) | generated
         lines.append(json.dumps(record, ensure_ascii=False, default=str, allow_nan=False))
     return lines
-
-
-def _json_value(value: Any) -> Any:
-    """``value`` with null for NaN and infinity, which JSON has not; parquet files hold NaN for what is missing."""
-    if isinstance(value, dict):
-        return {name: _json_value(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_json_value(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
