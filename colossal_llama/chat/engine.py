@@ -62,9 +62,9 @@ class StreamingGenerator:
             # The thread may have written on while the caller showed what came before.
             while (item := tokens.get()) is not None and not stop.is_set():
                 if isinstance(item, BaseException) and is_out_of_memory(item):
+                    owner = "machine" if self._model.device.type == "cpu" else "GPU"
                     raise UserError(
-                        f"the memory of the {'machine' if self._model.device.type == 'cpu' else 'GPU'} is exhausted; "
-                        "start anew with a shorter conversation"
+                        f"the {owner}'s memory is exhausted; start anew with a shorter conversation"
                     ) from item
                 if isinstance(item, BaseException):
                     raise item
