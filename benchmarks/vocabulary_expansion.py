@@ -178,8 +178,10 @@ def write_vectors(tokenizer_dir: Path, texts: Sequence[str], path: Path, window:
     import numpy as np
     from transformers import AutoTokenizer
 
+    from colossal_llama.tokenizer.plain_text import text_encoder
+
     tokenizer = AutoTokenizer.from_pretrained(str(tokenizer_dir))
-    encoded = [np.array(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    encoded = [np.array(ids) for ids in text_encoder(tokenizer)(texts)]
     ids, counts = np.unique(np.concatenate(encoded), return_counts=True)
     kept = ids[counts >= 5]
     place = np.full(len(tokenizer), -1)
@@ -225,9 +227,12 @@ class Run:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from colossal_llama.tokenizer.plain_text import text_encoder
+
         torch.manual_seed(0)
         self.arm = arm
         self.tokenizer = AutoTokenizer.from_pretrained(str(model_dir))
+        self._text_to_ids = text_encoder(self.tokenizer)
         self.model = AutoModelForCausalLM.from_pretrained(str(model_dir), torch_dtype=torch.float32)
         self.model.train()
         self.embedding = self.model.get_input_embeddings().weight
@@ -257,7 +262,7 @@ class Run:
         import torch
 
         start, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
-        rows = [[start, *ids, end] for ids in self.tokenizer(list(passages), add_special_tokens=False)["input_ids"]]
+        rows = [[start, *ids, end] for ids in self._text_to_ids(passages)]
         targets = sum(len(row) - 1 for row in rows)
         for row in rows:
             ids = torch.tensor([row])

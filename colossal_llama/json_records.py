@@ -1,6 +1,7 @@
 """Strict parsing of one JSON object, as every jsonl file of the project is read."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -8,6 +9,37 @@ from typing import Any, NoReturn
 import orjson
 
 from colossal_llama.errors import RecordError
+
+
+def json_value(value: Any) -> Any:
+    """``value`` with null for NaN and infinity, which JSON has not."""
+    if isinstance(value, dict):
+        return {name: json_value(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_value(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def not_finite_paths(value: Any, path: str = "") -> list[str]:
+    """Where :func:`json_value` writes null for a number, as in ``categories.news.perplexity``."""
+    if isinstance(value, dict):
+        return [
+            found for name, inner in value.items() for found in not_finite_paths(inner, f"{path}.{name}".strip("."))
+        ]
+    if isinstance(value, (list, tuple)):
+        return [found for number, inner in enumerate(value) for found in not_finite_paths(inner, f"{path}[{number}]")]
+    return [path] if isinstance(value, float) and not math.isfinite(value) else []
+
+
+def describe_not_finite(value: Any) -> str | None:
+    """One line on the figures that are not finite, for people; None where all are."""
+    paths = not_finite_paths(value)
+    if not paths:
+        return None
+    return (
+        f"{len(paths)} figures are not finite and stand as null in the JSON file, the first one {paths[0]}: the model "
+        "computes NaN or infinity, as one that has diverged in training does"
+    )
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from transformers.generation.stopping_criteria import StoppingCriteria, StoppingCriteriaList
 from transformers.generation.streamers import BaseStreamer
 
-from colossal_llama.errors import UserError
+from colossal_llama.errors import UserError, is_out_of_memory
 from colossal_llama.generation.batches import end_tokens, padding_token
 from colossal_llama.generation.settings import SamplingSettings
 
@@ -61,8 +61,11 @@ class StreamingGenerator:
         try:
             # The thread may have written on while the caller showed what came before.
             while (item := tokens.get()) is not None and not stop.is_set():
-                if isinstance(item, torch.cuda.OutOfMemoryError):
-                    raise UserError("the GPU's memory is exhausted; start anew with a shorter conversation") from item
+                if isinstance(item, BaseException) and is_out_of_memory(item):
+                    owner = "machine" if self._model.device.type == "cpu" else "GPU"
+                    raise UserError(
+                        f"the {owner}'s memory is exhausted; start anew with a shorter conversation"
+                    ) from item
                 if isinstance(item, BaseException):
                     raise item
                 yield item

@@ -10,7 +10,7 @@ from colossal_llama.chat.decoding import IncrementalDecoder
 from colossal_llama.chat.engine import StreamingGenerator
 from colossal_llama.chat.history import WrittenAnswer, restore_answers
 from colossal_llama.errors import UserError
-from colossal_llama.generation.prompts import build_chat_prompt, context_length
+from colossal_llama.generation.prompts import NO_TEMPLATE, PromptEncoder, context_length
 from colossal_llama.generation.settings import SamplingSettings
 
 SMALLEST_SHARE = 4
@@ -51,6 +51,7 @@ class ChatSession:
         settings: how tokens are chosen, unless :meth:`ask` gets others.
         system: the system message; "" for none, or for the one that the template has of its own.
         keep_cache: whether keys and values are kept between turns.
+        encoder: makes the prompts; None for a new one, in whose prompts control tokens are letters.
 
     Raises:
         UserError: the tokenizer has no chat template.
@@ -63,14 +64,13 @@ class ChatSession:
         settings: SamplingSettings,
         system: str = "",
         keep_cache: bool = True,
+        encoder: PromptEncoder | None = None,
     ) -> None:
         if not tokenizer.chat_template:
-            raise UserError(
-                "the model has no chat template, it was not fine-tuned on conversations; use inference_example.py "
-                "--prompt_style pretrained"
-            )
+            raise UserError(f"{NO_TEMPLATE}inference_example.py --prompt_style pretrained")
         self.settings = settings
         self._tokenizer = tokenizer
+        self._encoder = encoder or PromptEncoder(tokenizer)
         self._context = context_length(model)
         self._generator = StreamingGenerator(model, tokenizer, keep_cache)
         self._system = system
@@ -176,7 +176,7 @@ class ChatSession:
         """How many of the oldest turns have to go, the prompt that is left, and the longest answer to it."""
         dropped = 0
         while True:
-            prompt = build_chat_prompt(self._tokenizer, self._with_system(asked[2 * dropped :]))
+            prompt = self._encoder.chat_prompt(self._with_system(asked[2 * dropped :]))
             if self._context is None:
                 return dropped, prompt, max_new_tokens
             if len(prompt) + min(max_new_tokens, self._context // SMALLEST_SHARE) <= self._context:

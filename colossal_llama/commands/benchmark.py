@@ -231,6 +231,7 @@ def report(config: BenchmarkConfig, figures: list[RunFigures]) -> None:
     from colossal_llama.atomic import write_text_atomically
     from colossal_llama.benchmarking.machine import describe_machine
     from colossal_llama.benchmarking.table import describe
+    from colossal_llama.json_records import json_value
 
     content: dict[str, Any] = {
         "command": shlex.join(sys.argv),
@@ -241,5 +242,5 @@ def report(config: BenchmarkConfig, figures: list[RunFigures]) -> None:
     }
     print(describe(content["command"], content["machine"], config, figures), flush=True)
     if config.output is not None:
-        write_text_atomically(Path(config.output), json.dumps(content, indent=2) + "\n")
+        write_text_atomically(Path(config.output), json.dumps(json_value(content), indent=2, allow_nan=False) + "\n")
         print(f"figures: {config.output}", flush=True)

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 
 DESCRIPTION = "Chat with a trained model, on the terminal or in a browser."
 
+MEMORY_ADVICE = "lower --max_new_tokens, give --dtype bf16, or take --device cpu"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; returns the exit code."""
-    return run_command(lambda: chat(parse_config(ChatConfig, argv, DESCRIPTION)))
+    return run_command(lambda: chat(parse_config(ChatConfig, argv, DESCRIPTION)), MEMORY_ADVICE)
 
 
 def chat(config: ChatConfig) -> None:
@@ -79,15 +81,16 @@ def load_sessions(config: ChatConfig) -> Callable[[], ChatSession]:
     import torch
 
     from colossal_llama.chat.session import ChatSession
-    from colossal_llama.generation import SamplingSettings, choose_device, load_for_generation
+    from colossal_llama.generation import PromptEncoder, SamplingSettings, choose_device, load_for_generation
 
     device = choose_device(config.device)
     model, tokenizer = load_for_generation(
         Path(config.model_path), device, "model_path", config.dtype, config.base_model_path
     )
     settings = SamplingSettings(config.max_new_tokens, config.do_sample, config.temperature, config.top_k, config.top_p)
-    ChatSession(model, tokenizer, settings)  # refuses a model that does not chat, before anything is shown
+    encoder = PromptEncoder(tokenizer, config.parse_special)
+    ChatSession(model, tokenizer, settings, encoder=encoder)  # refuses a model that does not chat before it is shown
     torch.manual_seed(config.seed)
     dtype = str(model.dtype).removeprefix("torch.")
     print(f"{config.model_path} on {device} in {dtype}", file=sys.stderr, flush=True)
-    return lambda: ChatSession(model, tokenizer, settings, config.system)
+    return lambda: ChatSession(model, tokenizer, settings, config.system, encoder=encoder)

@@ -19,10 +19,12 @@ DESCRIPTION = (
     "write, size and speed."
 )
 
+MEMORY_ADVICE = "lower --batch_tokens, --speed_tokens or --max_new_tokens, or take --device cpu; what is finished stays"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; returns the exit code."""
-    return run_command(lambda: compare_models(parse_config(CompareConfig, argv, DESCRIPTION)))
+    return run_command(lambda: compare_models(parse_config(CompareConfig, argv, DESCRIPTION)), MEMORY_ADVICE)
 
 
 def compare_models(config: CompareConfig) -> None:
@@ -37,6 +39,7 @@ def compare_models(config: CompareConfig) -> None:
     from colossal_llama.comparison.page import to_html
     from colossal_llama.comparison.report import to_markdown, to_terminal
     from colossal_llama.evaluation.store import write_json, write_text
+    from colossal_llama.json_records import describe_not_finite
 
     models = named_models(config.models)
     results = read_results(config.results)
@@ -47,6 +50,9 @@ def compare_models(config: CompareConfig) -> None:
     write_text(folder / "comparison.md", to_markdown(comparison))
     write_text(folder / "comparison.html", to_html(comparison))
     print(to_terminal(comparison))
+    warning = describe_not_finite(comparison.as_json())
+    if warning is not None:
+        print(f"\nwarning: {warning}", flush=True)
     print(f"\nwritten to {folder / 'comparison.md'}, .html and .json", flush=True)
 
 
@@ -61,7 +67,7 @@ def _plan(config: CompareConfig) -> Plan:
     return Plan(
         device=choose_device(config.device),
         texts=texts,
-        windows=Windows(config.window_characters, config.batch_tokens),
+        windows=Windows(config.window_characters, config.batch_tokens, config.parse_special),
         prompts=read_prompts(config.prompts),
         prompt_format=config.prompt_format,
         max_new_tokens=config.max_new_tokens,

@@ -23,10 +23,12 @@ DESCRIPTION = (
     "A killed run goes on where it was."
 )
 
+MEMORY_ADVICE = "lower --batch_size, --batch_tokens or --max_gen_toks, or take --device cpu; what is finished stays"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; returns the exit code."""
-    return run_command(lambda: evaluate(parse_config(EvaluateConfig, argv, DESCRIPTION)))
+    return run_command(lambda: evaluate(parse_config(EvaluateConfig, argv, DESCRIPTION)), MEMORY_ADVICE)
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -52,7 +54,7 @@ def evaluate(config: EvaluateConfig) -> None:
     fingerprint = model_fingerprint(Path(config.model))
     loaded = load_for_generation(Path(config.model), choose_device(config.device), "model")
     store = ResultStore(Path(config.output_dir) / "parts")
-    identity = model_identity(fingerprint, loaded[0])
+    identity = model_identity(fingerprint, loaded[0], config.parse_special)
     results: dict[str, Any] = {"model": config.model, "identity": identity, "limit": config.limit}
     tables: list[Table] = []
     if texts is not None:
@@ -92,7 +94,7 @@ def _measure_texts(
     from colossal_llama.evaluation.measured_texts import measure_texts
     from colossal_llama.evaluation.results import text_table
 
-    windows = Windows(config.window_characters, config.batch_tokens)
+    windows = Windows(config.window_characters, config.batch_tokens, config.parse_special)
     scores = measure_texts(loaded, identity, texts, windows, store)
     figures = figures_by_category(scores, config.resamples, config.seed)
     content = {
@@ -114,7 +116,10 @@ def _run_benchmarks(
     from colossal_llama.evaluation.benchmarks import BENCHMARKS
     from colossal_llama.evaluation.harness import HarnessRunner
     from colossal_llama.evaluation.results import benchmark_results, show_score, task_table
+    from colossal_llama.tokenizer.plain_text import plain_tokenizer
 
+    if not config.parse_special:
+        loaded = loaded[0], plain_tokenizer(loaded[1])
     runner = HarnessRunner(loaded, identity, config.batch_size, config.limit, store, config.allow_code_execution)
     subjects = {}
     for number, one in enumerate(selected, start=1):
@@ -130,11 +135,16 @@ def _run_benchmarks(
 
 def _write(config: EvaluateConfig, results: dict[str, Any], tables: list[Table]) -> None:
     from colossal_llama.evaluation.store import write_json, write_text
+    from colossal_llama.json_records import describe_not_finite
     from colossal_llama.tables import markdown_text, terminal_text
 
     folder = Path(config.output_dir)
     results["settings"] = dataclasses.asdict(config)
+    warning = describe_not_finite(results)
     write_json(folder / "results.json", results)
-    write_text(folder / "results.md", "\n\n".join([f"# {config.model}", *map(markdown_text, tables)]) + "\n")
+    parts = [f"# {config.model}", *filter(None, [warning]), *map(markdown_text, tables)]
+    write_text(folder / "results.md", "\n\n".join(parts) + "\n")
     print("\n\n".join(map(terminal_text, tables)))
+    if warning is not None:
+        print(f"\nwarning: {warning}", flush=True)
     print(f"\nwritten to {folder / 'results.json'} and {folder / 'results.md'}", flush=True)

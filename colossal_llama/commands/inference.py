@@ -13,10 +13,12 @@ from colossal_llama.errors import UserError, run_command
 
 DESCRIPTION = "Generate text with a trained model, using nothing but transformers."
 
+MEMORY_ADVICE = "lower --batch_size, --max_new_tokens or --num_beams, give --dtype bf16, or take --device cpu"
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; returns the exit code."""
-    return run_command(lambda: infer(parse_config(InferenceConfig, argv, DESCRIPTION)))
+    return run_command(lambda: infer(parse_config(InferenceConfig, argv, DESCRIPTION)), MEMORY_ADVICE)
 
 
 def infer(config: InferenceConfig) -> None:
@@ -30,10 +32,10 @@ def infer(config: InferenceConfig) -> None:
     if config.input_file is not None:
         answer_file(config, Path(config.input_file))
         return
-    from colossal_llama.generation import build_prompt, check_room, context_length, generate
+    from colossal_llama.generation import PromptEncoder, check_room, context_length, generate
 
     model, tokenizer = load(config)
-    prompt = build_prompt(tokenizer, config.input_txt, config.prompt_style)
+    prompt = PromptEncoder(tokenizer, config.parse_special).prompt(config.input_txt, config.prompt_style)
     check_room(len(prompt), config.max_new_tokens, context_length(model), "--input_txt")
     answer = generate(model, tokenizer, prompt, sampling_settings(config), config.seed)
     print(f"[prompt]\n{config.input_txt}\n[answer]\n{answer}", flush=True)
@@ -46,7 +48,7 @@ def answer_file(config: InferenceConfig, path: Path) -> None:
         UserError: as :func:`infer`.
     """
     from colossal_llama.atomic import refuse_unwritable
-    from colossal_llama.generation import context_length, generate_batches
+    from colossal_llama.generation import PromptEncoder, context_length, generate_batches
     from colossal_llama.generation.prompt_file import encode_prompts, read_prompts, result_lines, write_lines
 
     output = None if config.output_file is None else Path(config.output_file)
@@ -58,7 +60,8 @@ def answer_file(config: InferenceConfig, path: Path) -> None:
             raise UserError(f"--output_file {output} already exists; choose another file or add --overwrite")
     prompts = read_prompts(path)
     model, tokenizer = load(config)
-    encoded = encode_prompts(tokenizer, prompts, config.prompt_style, config.max_new_tokens, context_length(model))
+    encoder = PromptEncoder(tokenizer, config.parse_special)
+    encoded = encode_prompts(encoder, prompts, config.prompt_style, config.max_new_tokens, context_length(model))
 
     def report(done: int) -> None:
         print(f"{done:,} of {len(encoded):,} prompts answered", file=sys.stderr, flush=True)

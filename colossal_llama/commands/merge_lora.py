@@ -15,12 +15,14 @@ from colossal_llama.model.adapters import find_base
 
 DESCRIPTION = "Merge LoRA adapters into the model they were trained on: a plain folder for transformers."
 
+MEMORY_ADVICE = "merge on a machine with more memory: base model and adapters must fit"
+
 GENERATION_CONFIG = "generation_config.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the command; returns the exit code."""
-    return run_command(lambda: merge(parse_config(MergeLoraConfig, argv, DESCRIPTION)))
+    return run_command(lambda: merge(parse_config(MergeLoraConfig, argv, DESCRIPTION)), MEMORY_ADVICE)
 
 
 def merge(config: MergeLoraConfig) -> None:

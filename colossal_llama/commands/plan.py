@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.plan import PlanConfig
 from colossal_llama.errors import UserError, run_command
+from colossal_llama.json_records import json_value
 
 if TYPE_CHECKING:
     from colossal_llama.planning.step_time import Cluster
@@ -54,7 +55,7 @@ def plan(config: PlanConfig) -> None:
             "cluster": dataclasses.asdict(cluster),
             "plans": [as_dict(one, cluster) for one in plans],
         }
-        write_text_atomically(Path(config.output), json.dumps(content, indent=2) + "\n")
+        write_text_atomically(Path(config.output), json.dumps(json_value(content), indent=2, allow_nan=False) + "\n")
         print(f"figures: {config.output}")
 
 

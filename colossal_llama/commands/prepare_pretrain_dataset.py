@@ -38,16 +38,18 @@ def build_job(config: PretrainPrepareConfig) -> "PrepareJob":
         UserError: an unusable tokenizer.
     """
     from colossal_llama.data.chat_templates import CHAT_TEMPLATES
+    from colossal_llama.data.exported_template import with_exported_template
     from colossal_llama.data.job import PrepareJob, PrepareSettings
     from colossal_llama.tokenizer.loading import load_tokenizer
 
     flag = f"--tokenizer_dir {config.tokenizer_dir}"
     tokenizer = load_tokenizer(config.tokenizer_dir, "--tokenizer_dir")
     name = config.template_name()
+    template = CHAT_TEMPLATES.get(name).bind(tokenizer, name, flag) if name else None
     return PrepareJob(
         inputs=config.inputs(),
         tokenizer=tokenizer,
-        template=CHAT_TEMPLATES.get(name).bind(tokenizer, name, flag) if name else None,
+        template=None if template is None else with_exported_template(template, tokenizer, flag),
         settings=PrepareSettings(
             max_length=config.max_length,
             bins=config.num_spliced_dataset_bins,

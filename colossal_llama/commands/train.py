@@ -201,6 +201,7 @@ class Setting:
         document_mask: whether attention stays inside the documents of a row.
         schedule: the step arithmetic.
         held_out: the rows to evaluate on, or None.
+        answer_end: the id that ends an answer in SFT data; None for pretraining.
     """
 
     config: TrainConfig
@@ -216,6 +217,7 @@ class Setting:
     document_mask: bool
     schedule: TrainSchedule
     held_out: HeldOutRows | None = None
+    answer_end: int | None = None
 
 
 def run_stage(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: DistEnv) -> None:
@@ -279,6 +281,7 @@ def build_setting(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: Di
     options, plugin, layout = build_parallelism(config, spec, inputs, env)
     tokenizer, pad_token_id = build_tokenizer(config, inputs)
     rows = build_rows(config, inputs, tokenizer)
+    answer_end = answer_end_of(tokenizer, rows)
     document_mask = use_document_mask(config, rows, env)
     if document_mask:
         check_document_mask(config.plugin, spec, options, inputs.model_config, config.max_length)
@@ -286,7 +289,7 @@ def build_setting(config: TrainConfig, spec: PluginSpec, inputs: Inputs, env: Di
     held_out = build_held_out(config, inputs, tokenizer, document_mask)
     return Setting(
         config, inputs, env, spec, options, plugin, layout, tokenizer, pad_token_id, rows, document_mask, schedule,
-        held_out,
+        held_out, answer_end,
     )  # fmt: skip
 
 
@@ -387,20 +390,16 @@ def build_rows(config: TrainConfig, inputs: Inputs, tokenizer: Any) -> Any:
     return dataset
 
 
-def adopt_chat_template(tokenizer: Any, rows: Any) -> int | None:
-    """Give the tokenizer the chat template that SFT data was prepared with, so that it travels with the model.
+def answer_end_of(tokenizer: Any, rows: Any) -> int | None:
+    """The id that ends an answer in SFT data, whose chat template the tokenizer takes over; None for other data.
 
-    Returns:
-        The id that ends an answer, or None for pretraining data.
+    Raises:
+        UserError: the exported model could have no chat template that renders what training sees.
     """
-    from colossal_llama.data.chat_templates import CHAT_TEMPLATES
+    from colossal_llama.data.exported_template import adopt_chat_template
 
-    formats = [manifest.chat_template for manifest in getattr(rows, "manifests", []) if manifest is not None]
-    chat = next((chat for chat in formats if chat is not None), None)
-    if chat is None:
-        return None
-    tokenizer.chat_template = chat.jinja
-    return CHAT_TEMPLATES.get(chat.name).bind(tokenizer, chat.name, "--pretrained").end_token_id
+    manifests = [manifest for manifest in getattr(rows, "manifests", []) if manifest is not None]
+    return adopt_chat_template(tokenizer, [manifest.chat_template for manifest in manifests])
 
 
 def announce(setting: Setting) -> None:
@@ -421,9 +420,8 @@ def build_boosted(setting: Setting) -> tuple[Any, Any, Any, Any, Callable[[Path]
     from colossal_llama.plugins import build_booster
 
     model = build_model(setting)
-    end_token_id = adopt_chat_template(setting.tokenizer, setting.rows)
-    if end_token_id is not None:
-        model.generation_config.eos_token_id = end_token_id
+    if setting.answer_end is not None:
+        model.generation_config.eos_token_id = setting.answer_end
     finish = partial(
         finish_export,
         tokenizer=setting.tokenizer,

@@ -84,11 +84,11 @@ def _read_corpus(config: TrainTokenizerConfig) -> "MiningCorpus":
 
 def _mine(config: TrainTokenizerConfig, corpus: "MiningCorpus") -> "list[MinedPiece]":
     from colossal_llama.tokenizer.candidates import CandidateSettings
-    from colossal_llama.tokenizer.compression import plain_encoder
     from colossal_llama.tokenizer.foreign_vocabulary import read_vocabulary
     from colossal_llama.tokenizer.loading import load_tokenizer
     from colossal_llama.tokenizer.mining import SURPLUS, mine_pieces
     from colossal_llama.tokenizer.pieces import describe_skipped
+    from colossal_llama.tokenizer.plain_text import plain_encoder
 
     tokenizer = load_tokenizer(config.source_tokenizer_dir, "--source_tokenizer_dir")
     plain_encoder(tokenizer, "--source_tokenizer_dir")  # refuses one without a fast version

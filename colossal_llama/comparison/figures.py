@@ -14,8 +14,8 @@ from colossal_llama.evaluation.documents import DocumentScores, Windows
 from colossal_llama.evaluation.measured_texts import HeldOutTexts, measure_texts, model_identity
 from colossal_llama.evaluation.store import ResultStore
 from colossal_llama.generation import (
+    PromptEncoder,
     SamplingSettings,
-    build_prompt,
     check_room,
     choose_device,
     context_length,
@@ -115,7 +115,7 @@ def measure_model(model: NamedModel, fingerprint: str, plan: Plan, store: Result
     """
     loaded = load_for_generation(model.folder, choose_device(plan.device), "models")
     encoded = _encode_prompts(loaded, model.name, plan)
-    identity = model_identity(fingerprint, loaded[0])
+    identity = model_identity(fingerprint, loaded[0], plan.windows.parse_special)
     figures = ModelFigures(model.name, model.folder, fingerprint, measure_size(model.folder, *loaded))
     if plan.texts is not None:
         figures.scores = measure_texts(loaded, identity, plan.texts, plan.windows, store)
@@ -151,7 +151,8 @@ def _encode_prompts(loaded: tuple[Any, Any], name: str, plan: Plan) -> list[list
     style = _style(tokenizer, plan)
     if style == "sft" and plan.prompts and not tokenizer.chat_template:
         raise UserError(f"--prompt_format sft: the model {name} has no chat template; use text or auto")
-    encoded = [build_prompt(tokenizer, one, style) for one in plan.prompts]
+    encoder = PromptEncoder(tokenizer, plan.windows.parse_special)
+    encoded = [encoder.prompt(one, style) for one in plan.prompts]
     for number, ids in enumerate(encoded, start=1):
         check_room(len(ids), plan.max_new_tokens, context_length(model), f"--prompts, number {number}, to {name}")
     return encoded

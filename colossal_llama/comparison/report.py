@@ -139,7 +139,9 @@ def _change_of_score(base: dict[str, Any] | None, new: dict[str, Any] | None, me
 
 
 def _points(base: dict[str, float | None], new: dict[str, float | None]) -> str:
-    difference = f"{100 * ((new['score'] or 0.0) - (base['score'] or 0.0)):+.2f}"
+    if base["score"] is None or new["score"] is None:
+        return NO_RESULT
+    difference = f"{100 * (new['score'] - base['score']):+.2f}"
     if base["stderr"] is None or new["stderr"] is None:
         return difference
     return f"{difference} ± {100 * math.hypot(base['stderr'], new['stderr']):.2f}"

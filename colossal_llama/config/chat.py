@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 from colossal_llama.config.cli import flag
-from colossal_llama.config.sampling import BASE_HELP, DTYPE_HELP, DTYPE_NAMES, check_sampling, check_text
+from colossal_llama.config.sampling import (
+    BASE_HELP,
+    DTYPE_HELP,
+    DTYPE_NAMES,
+    PARSE_SPECIAL_HELP,
+    check_sampling,
+    check_text,
+)
 from colossal_llama.errors import UserError
 
 
@@ -18,6 +25,7 @@ class ChatConfig:
     host: str = flag("127.0.0.1", help="address that the web page is served on; 0.0.0.0 lets other machines in")
     port: int | None = flag(None, help="port of the web page, 0 for any; unset: the first free one from 7860")
     system: str = flag("", help="system message; empty: none, or the one that the chat template has of its own")
+    parse_special: bool = flag(False, help=PARSE_SPECIAL_HELP)
     device: str = flag("auto", help="where to run: cpu, cuda:N, or auto for the first GPU, else the CPU")
     dtype: str = flag("auto", help=DTYPE_HELP, choices=DTYPE_NAMES)
     base_model_path: str | None = flag(None, help=BASE_HELP)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from colossal_llama.config.cli import flag
+from colossal_llama.config.sampling import PARSE_SPECIAL_HELP
 from colossal_llama.errors import UserError
 
 BENCHMARK_NAMES = (
@@ -64,6 +65,7 @@ class EvaluateConfig:
     allow_code_execution: bool = flag(
         False, help="run the programs that the model writes (humaneval), on this machine and with your rights"
     )
+    parse_special: bool = flag(False, help=PARSE_SPECIAL_HELP)
     device: str = flag("cuda:0", help=DEVICE_HELP)
     seed: int = flag(42, help="seed of the bootstrap")
 
@@ -117,6 +119,7 @@ class CompareConfig:
     resamples: int = flag(1000, help=RESAMPLES_HELP)
     data_format: str = flag("auto", help=FORMAT_HELP)
     text_field: str | None = flag(None, help=FIELD_HELP)
+    parse_special: bool = flag(False, help=PARSE_SPECIAL_HELP)
     device: str = flag("cuda:0", help=DEVICE_HELP)
     seed: int = flag(42, help="seed of the bootstrap")
 

@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 from colossal_llama.config.cli import flag
-from colossal_llama.config.sampling import BASE_HELP, DTYPE_HELP, DTYPE_NAMES, check_sampling, check_text
+from colossal_llama.config.sampling import (
+    BASE_HELP,
+    DTYPE_HELP,
+    DTYPE_NAMES,
+    PARSE_SPECIAL_HELP,
+    check_sampling,
+    check_text,
+)
 from colossal_llama.errors import UserError
 
 
@@ -28,6 +35,7 @@ class InferenceConfig:
         help="sft: the prompt is a question put into the model's chat template; pretrained: a text to go on from",
         choices=("sft", "pretrained"),
     )
+    parse_special: bool = flag(False, help=PARSE_SPECIAL_HELP)
     device: str = flag(
         "cuda:0", help="where to run: cpu, cuda:N, or auto; auto and cuda:0 mean the CPU where there is no GPU"
     )

@@ -7,6 +7,10 @@ from colossal_llama.errors import UserError
 DTYPE_NAMES = ("auto", "fp32", "bf16", "fp16")
 DTYPE_HELP = "dtype of the weights; auto: fp32 on a CPU, bf16 on a GPU (fp16 where it has no bf16)"
 BASE_HELP = "base model of LoRA adapters; unset: the folder that they name"
+PARSE_SPECIAL_HELP = (
+    "control tokens that a text spells out (<|im_end|>, </s>) become tokens; by default they stay letters, as in the "
+    "preparation of data"
+)
 
 
 class SamplingFlags(Protocol):

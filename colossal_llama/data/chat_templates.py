@@ -7,7 +7,7 @@ renders for inference. Loss masks come from the spans as built; no one ever sear
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 from colossal_llama.data.formats.parsed import ASSISTANT, HUMAN, SYSTEM, Message
@@ -132,7 +132,7 @@ class ChatTemplate:
             first_human=human,
             human=human,
             assistant=assistant,
-            chat_template=_jinja(opening, start + system, human, assistant),
+            chat_template=jinja_of(opening, start + system, human, human, assistant),
         )
 
 
@@ -211,8 +211,11 @@ class BoundTemplate:
 
     def render(self, system: str | None, messages: Sequence[Message]) -> str:
         """A whole conversation as text, in which control tokens look like any other text."""
+        return self.text_of(self.spans(system, messages))
+
+    def text_of(self, spans: Sequence[Span]) -> str:
+        """Spans of this template as text, in which control tokens look like any other text."""
         tokens = {part.token_id: part.token for part in self._parts() if isinstance(part, BoundControl)}
-        spans = self.spans(system, messages)
         return "".join(span.text if span.token_id is None else tokens[span.token_id] for span in spans)
 
     def jinja(self) -> str:
@@ -222,27 +225,38 @@ class BoundTemplate:
         """
         return self.chat_template
 
+    def equivalent(self) -> "BoundTemplate":
+        """This template with a Jinja form of the project's own in the place of the tokenizer's."""
+        parts = (self.opening, self.system, self.first_human, self.human, self.assistant)
+        return replace(self, chat_template=jinja_of(*parts))
+
 
 def _with_text(parts: tuple[BoundPart, ...], content: str) -> tuple[BoundPart, ...]:
     return tuple(part.prefix + content + part.suffix if isinstance(part, Content) else part for part in parts)
 
 
-def _jinja(
+def jinja_of(
     opening: Sequence[BoundPart],
     system: Sequence[BoundPart],
+    first_human: Sequence[BoundPart],
     human: Sequence[BoundPart],
     assistant: Sequence[BoundPart],
 ) -> str:
+    """A chat template in Jinja that renders these parts; they are those of a :class:`BoundTemplate`."""
     content = "message['content']"
     prompt = _jinja_text(assistant[: _content_index(assistant)], "")
+    asked = "{{ " + _jinja_text(human, content) + " }}"
+    if first_human != human:
+        first = "loop.first or (loop.index0 == 1 and messages[0]['role'] == 'system')"
+        asked = (
+            "{% if " + first + " %}{{ " + _jinja_text(first_human, content) + " }}{% else %}" + asked + "{% endif %}"
+        )
     return (
         "{% if not messages or messages[0]['role'] != 'system' %}{{ " + _jinja_text(opening, "") + " }}{% endif %}"
         "{% for message in messages %}"
         "{% if message['role'] == 'system' and loop.first %}"
         "{{ " + _jinja_text(system, content) + " }}"
-        "{% elif message['role'] in ['user', 'human'] %}"
-        "{{ " + _jinja_text(human, content) + " }}"
-        "{% elif message['role'] == 'assistant' %}"
+        "{% elif message['role'] in ['user', 'human'] %}" + asked + "{% elif message['role'] == 'assistant' %}"
         "{{ " + _jinja_text(assistant, content) + " }}"
         "{% else %}{{ raise_exception('roles are system (first only), user and assistant') }}{% endif %}"
         "{% endfor %}"
@@ -319,11 +333,17 @@ def _jinja_text(parts: Sequence[BoundPart], content: str) -> str:
     terms = []
     for part in parts:
         if isinstance(part, Content):
-            terms.extend([json.dumps(part.prefix)] * bool(part.prefix) + [content])
+            inner = f"({content} | trim)" if part.strip else content
+            terms.extend([_jinja_string(part.prefix)] * bool(part.prefix) + [inner])
+            terms.extend([_jinja_string(part.suffix)] * bool(part.suffix))
         else:
-            # JSON's escapes are a subset of those of Jinja's string literals.
-            terms.append(json.dumps(part.token if isinstance(part, BoundControl) else part))
+            terms.append(_jinja_string(part.token if isinstance(part, BoundControl) else part))
     return " + ".join(terms) or "''"
+
+
+def _jinja_string(text: str) -> str:
+    # JSON's escapes are a subset of those of Jinja's string literals, but for those of halves of a surrogate pair.
+    return json.dumps(text, ensure_ascii=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,7 +107,7 @@ def _derive(render: _Renderer, name: str, template: str) -> BoundTemplate:
     if not to_answer.startswith(prompt):
         raise _TemplateError(f"its generation prompt {prompt!r} is not how answers begin ({to_answer!r})")
     strip = _stripping(render)
-    split = _Splitter(render.tokenizer)
+    split = TemplateSplitter(render.tokenizer)
     header, prefix = to_answer, ""
     if not to_answer[len(prompt) :].strip():
         # White space that the prompt lacks is the model's to produce.
@@ -151,7 +151,9 @@ def _takes_system(render: _Renderer, marks: Sequence[str]) -> bool:
         return False  # templates refuse a role by raising an error
 
 
-def _system_parts(render: _Renderer, split: "_Splitter", opening: str, marks: Sequence[str]) -> tuple[BoundPart, ...]:
+def _system_parts(
+    render: _Renderer, split: "TemplateSplitter", opening: str, marks: Sequence[str]
+) -> tuple[BoundPart, ...]:
     if not _takes_system(render, marks):
         return (*split(opening), Content(), "\n\n")
     before, behind, *_ = _between(render(_SYSTEM_MARK, marks), [_SYSTEM_MARK, *marks])
@@ -160,7 +162,7 @@ def _system_parts(render: _Renderer, split: "_Splitter", opening: str, marks: Se
     return (*split(before), Content(strip=strip), *split(behind))
 
 
-class _Splitter:
+class TemplateSplitter:
     """Splits a template's own text into control tokens and ordinary text."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -174,6 +176,7 @@ class _Splitter:
         self._pattern = re.compile("|".join(re.escape(content) for content in longest_first) or r"(?!)")
 
     def __call__(self, text: str) -> list[BoundPart]:
+        """The parts of ``text``; joined they are the text again."""
         parts: list[BoundPart] = []
         position = 0
         for found in self._pattern.finditer(text):

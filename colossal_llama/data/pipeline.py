@@ -41,7 +41,7 @@ from colossal_llama.data.shards import (
     make_shard,
 )
 from colossal_llama.data.slices import FileSlice, plan_slices
-from colossal_llama.data.tokenization import encoder_spec
+from colossal_llama.data.tokenization import encoder_spec, require_end_token
 from colossal_llama.data.workplace import Workplace, open_workplace, workplace_of
 from colossal_llama.errors import RecordError, UserError
 
@@ -80,6 +80,7 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
     started = time.monotonic()
     files = [list_input_files(spec, "--data_input_dirs") for spec in job.inputs]
     evaluation = read_evaluation_files(job.settings.screening)
+    require_end_token(job.tokenizer, "--tokenizer_dir")
     control = job.template.control_tokens if job.template else []
     setup = TokenizeSetup(
         spec=encoder_spec(job.tokenizer, "--tokenizer_dir", control, job.encoder),

@@ -9,7 +9,7 @@ import json
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from colossal_llama.data.chat_templates import BoundTemplate, Span
 from colossal_llama.data.formats import Conversation, Sample
 from colossal_llama.data.sentencepiece_encoder import EqualModel, SentencePieceEncoder, equal_model
 from colossal_llama.errors import UserError
+from colossal_llama.tokenizer.plain_text import plain_content
 
 CHECKED_EVERY = 64
 CHECKED_CHARACTERS = 1000
@@ -48,15 +49,25 @@ class EncoderSpec:
         head_json: the serialised tokenizer for text at the start of a sequence.
         tail_json: the same for text behind a control token; empty when there is no difference.
         bos_id: beginning-of-sequence id, None when the tokenizer has none.
-        eos_id: end-of-sequence id.
+        eos_id: end-of-sequence id, None when the tokenizer has none; see :func:`require_end_token`.
         sentencepiece: a model that encodes text at the start of a sequence alike, and faster, where there is one.
     """
 
     head_json: str
     tail_json: str
     bos_id: int | None
-    eos_id: int
+    eos_id: int | None
     sentencepiece: EqualModel | None = None
+
+
+def require_end_token(tokenizer: "PreTrainedTokenizerBase", flag: str) -> None:
+    """Refuse a tokenizer that cannot end a document.
+
+    Raises:
+        UserError: it has no end-of-sequence token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{flag}: the tokenizer has no eos_token; set one in its tokenizer_config.json")
 
 
 def encoder_spec(
@@ -72,18 +83,11 @@ def encoder_spec(
         encoder: ``auto`` takes SentencePiece where it gives the same ids, ``tokenizers`` never does.
 
     Raises:
-        UserError: the tokenizer has no end-of-sequence token or no fast implementation.
+        UserError: the tokenizer has no fast implementation.
     """
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{flag}: the tokenizer has no eos_token; set one in its tokenizer_config.json")
     if not tokenizer.is_fast:
         raise UserError(f"{flag}: no fast version of this tokenizer; save one as tokenizer.json in its folder")
-    content = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Special tokens are added by id, and the byte-level post-processor would trim spaces off the offsets.
-    content |= {"post_processor": None, "truncation": None, "padding": None}
-    control = {*tokenizer.all_special_tokens, *control_tokens}
-    for token in content["added_tokens"]:
-        token["special"] = token["special"] or token["content"] in control
+    content = plain_content(tokenizer, control_tokens)
     head = json.dumps(content, ensure_ascii=False)
     model = equal_model(tokenizer, content) if encoder == "auto" else None
     changed = _never_prepend(content["pre_tokenizer"])
@@ -160,7 +164,9 @@ class DocumentTokenizer:
     """
 
     def __init__(self, encoder: TextEncoder) -> None:
+        assert encoder.eos_id is not None, "require_end_token refuses such tokenizers"
         self._encoder = encoder
+        self._end = encoder.eos_id
         self._prefix = [] if encoder.bos_id is None else [encoder.bos_id]
 
     def tokenize(self, samples: Sequence[Sample]) -> list[TokenizedSample]:
@@ -183,7 +189,7 @@ class DocumentTokenizer:
                 ids += code.ids
             else:
                 ids += next(plain_iterator)
-            ids.append(self._encoder.eos_id)
+            ids.append(self._end)
             ends.append(len(ids))
             if sample.source:
                 first_learned = bisect_right(code.offsets, len(sample.source), key=lambda offset: offset[1])
@@ -223,6 +229,13 @@ Tokens = tuple[list[int], list[int]]
 """Ids and labels of a stretch of tokens."""
 
 
+class SpanTextEncoder(Protocol):
+    """What :func:`encode_spans` needs for spans of which all or none are learned."""
+
+    def ids(self, texts: Sequence[str], *, at_start: bool) -> list[list[int]]:
+        """See :meth:`TextEncoder.ids`."""
+
+
 class ConversationTokenizer:
     """Tokenises conversations with a chat template; loss on the assistant's contents and their end tokens.
 
@@ -234,7 +247,7 @@ class ConversationTokenizer:
         self._encoder = encoder
         self._template = template
         self._max_length = max_length
-        [self._ending] = self.encode_spans([(template.after_answer_spans(), False)])
+        [self._ending] = encode_spans(encoder, [(template.after_answer_spans(), False)])
 
     def tokenize(self, conversations: Sequence[Conversation]) -> list[TokenizedConversation]:
         """Tokenise a batch; the result has the order of ``conversations``.
@@ -244,7 +257,7 @@ class ConversationTokenizer:
         """
         units = [self._turns(conversation) for conversation in conversations]
         flat = [(spans, number == 0) for turns in units for number, spans in enumerate(turns)]
-        tokens = iter(self.encode_spans(flat))
+        tokens = iter(encode_spans(self._encoder, flat))
         return [
             self._assemble(conversation, [next(tokens) for _ in turns])
             for conversation, turns in zip(conversations, units, strict=True)
@@ -271,7 +284,9 @@ class ConversationTokenizer:
                 result.pieces.append(self._piece(ids, labels, conversation.category))
                 ids, labels = [], []
             if not ids and number > 0:
-                [(turn_ids, turn_labels)] = self.encode_spans([(self._turn(conversation, number, True), True)])
+                [(turn_ids, turn_labels)] = encode_spans(
+                    self._encoder, [(self._turn(conversation, number, True), True)]
+                )
             if len(ids) + len(turn_ids) > room:
                 result.dropped_turns += 1
                 result.dropped_tokens += len(turn_ids)
@@ -284,51 +299,55 @@ class ConversationTokenizer:
     def _piece(self, ids: list[int], labels: list[int], category: str) -> TokenizedSample:
         return _sample(ids + self._ending[0], labels + self._ending[1], category)
 
-    def encode_spans(self, sequences: Sequence[tuple[Sequence[Span], bool]]) -> list[Tokens]:
-        """Encode sequences of spans, in few large batches.
 
-        Args:
-            sequences: pairs of spans and whether they start a sequence (text behind a control token is
-                encoded without the prefix that some tokenizers put before a sequence).
+def encode_spans(encoder: SpanTextEncoder, sequences: Sequence[tuple[Sequence[Span], bool]]) -> list[Tokens]:
+    """Encode sequences of spans, in few large batches.
 
-        Returns:
-            Ids and labels of each sequence.
-        """
-        plans = [_segments(spans) for spans, _ in sequences]
-        groups: dict[tuple[bool, bool], list[list[Span]]] = {}
-        keys: list[tuple[bool, bool] | None] = []
-        for (_, at_start), plan in zip(sequences, plans, strict=True):
-            for position, segment in enumerate(plan):
-                if segment[0].token_id is not None:
-                    keys.append(None)
-                    continue
-                key = (at_start and position == 0, len({span.learn for span in segment}) > 1)
-                groups.setdefault(key, []).append(segment)
-                keys.append(key)
-        encoded = {key: iter(self._encode_group(key, segments)) for key, segments in groups.items()}
-        key_iterator = iter(keys)
-        results: list[Tokens] = []
-        for plan in plans:
-            ids: list[int] = []
-            labels: list[int] = []
-            for segment in plan:
-                key_of_segment = next(key_iterator)
-                new = _control_token(segment[0]) if key_of_segment is None else next(encoded[key_of_segment])
-                ids.extend(new[0])
-                labels.extend(new[1])
-            results.append((ids, labels))
-        return results
+    Args:
+        encoder: encodes the texts; spans that differ in what is learned need a :class:`TextEncoder`.
+        sequences: pairs of spans and whether they start a sequence (text behind a control token is
+            encoded without the prefix that some tokenizers put before a sequence).
 
-    def _encode_group(self, key: tuple[bool, bool], segments: list[list[Span]]) -> list[Tokens]:
-        at_start, mixed = key
-        texts = ["".join(span.text for span in segment) for segment in segments]
-        if mixed:
-            codes = self._encoder.encode(texts, at_start=at_start, offsets=True)
-            return [_mixed_labels(segment, code) for segment, code in zip(segments, codes, strict=True)]
-        return [
-            (ids, ids if segment[0].learn else [IGNORE_INDEX] * len(ids))
-            for segment, ids in zip(segments, self._encoder.ids(texts, at_start=at_start), strict=True)
-        ]
+    Returns:
+        Ids and labels of each sequence.
+    """
+    plans = [_segments(spans) for spans, _ in sequences]
+    groups: dict[tuple[bool, bool], list[list[Span]]] = {}
+    keys: list[tuple[bool, bool] | None] = []
+    for (_, at_start), plan in zip(sequences, plans, strict=True):
+        for position, segment in enumerate(plan):
+            if segment[0].token_id is not None:
+                keys.append(None)
+                continue
+            key = (at_start and position == 0, len({span.learn for span in segment}) > 1)
+            groups.setdefault(key, []).append(segment)
+            keys.append(key)
+    encoded = {key: iter(_encode_group(encoder, key, segments)) for key, segments in groups.items()}
+    key_iterator = iter(keys)
+    results: list[Tokens] = []
+    for plan in plans:
+        ids: list[int] = []
+        labels: list[int] = []
+        for segment in plan:
+            key_of_segment = next(key_iterator)
+            new = _control_token(segment[0]) if key_of_segment is None else next(encoded[key_of_segment])
+            ids.extend(new[0])
+            labels.extend(new[1])
+        results.append((ids, labels))
+    return results
+
+
+def _encode_group(encoder: SpanTextEncoder, key: tuple[bool, bool], segments: list[list[Span]]) -> list[Tokens]:
+    at_start, mixed = key
+    texts = ["".join(span.text for span in segment) for segment in segments]
+    if mixed:
+        assert isinstance(encoder, TextEncoder)
+        codes = encoder.encode(texts, at_start=at_start, offsets=True)
+        return [_mixed_labels(segment, code) for segment, code in zip(segments, codes, strict=True)]
+    return [
+        (ids, ids if segment[0].learn else [IGNORE_INDEX] * len(ids))
+        for segment, ids in zip(segments, encoder.ids(texts, at_start=at_start), strict=True)
+    ]
 
 
 def _sample(ids: list[int], labels: list[int], category: str) -> TokenizedSample:

@@ -28,10 +28,17 @@ class Document:
 
 @dataclass(frozen=True)
 class Windows:
-    """How texts go through a model: pieces of ``characters``, ``batch_tokens`` tokens in each forward pass."""
+    """How texts go through a model.
+
+    Attributes:
+        characters: of a piece at most.
+        batch_tokens: tokens in each forward pass.
+        parse_special: whether control tokens that a text spells out become tokens.
+    """
 
     characters: int
     batch_tokens: int
+    parse_special: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ def score_documents(model: Any, tokenizer: Any, documents: Sequence[Document], w
 
     pieces = [split_text(document.text, windows.characters) for document in documents]
     owners = [number for number, parts in enumerate(pieces) for _ in parts]
-    encoded = encode_texts(tokenizer, [part for parts in pieces for part in parts])
+    encoded = encode_texts(tokenizer, [part for parts in pieces for part in parts], windows.parse_special)
     check_lengths(model, encoded, windows.characters)
     nats = score_each(model, encoded, plan_batches(encoded, tokens=windows.batch_tokens))
     sums = np.zeros((4, len(documents)))

@@ -70,6 +70,11 @@ def measure_texts(
     return scores
 
 
-def model_identity(fingerprint: str, model: Any) -> dict[str, str]:
-    """What a model's figures depend on: its files, the dtype and the kind of device."""
-    return {"model": fingerprint, "dtype": str(model.dtype).removeprefix("torch."), "device": model.device.type}
+def model_identity(fingerprint: str, model: Any, parse_special: bool = False) -> dict[str, str]:
+    """What a model's figures depend on: its files, the dtype, the kind of device and how texts are read."""
+    return {
+        "model": fingerprint,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "control_tokens_in_texts": "tokens" if parse_special else "letters",
+    }

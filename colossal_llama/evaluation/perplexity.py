@@ -9,6 +9,7 @@ from typing import Any
 
 from colossal_llama.constants import IGNORE_INDEX
 from colossal_llama.errors import UserError
+from colossal_llama.tokenizer.plain_text import text_encoder
 
 CPU_PIECE, GPU_PIECE = 1 << 22, 1 << 27
 """Logits whose softmax is made at once."""
@@ -60,15 +61,27 @@ def score_texts(model: Any, tokenizer: Any, texts: Sequence[str], batch_size: in
     )
 
 
-def encode_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def encode_texts(tokenizer: Any, texts: Sequence[str], parse_special: bool = False) -> list[list[int]]:
     """Token ids of each text behind the beginning-of-sequence token.
 
     Without such a token the first token of each text gets the end-of-sequence token as its context.
+
+    Args:
+        tokenizer: of the model.
+        texts: to be scored.
+        parse_special: whether control tokens that a text spells out become tokens; else they stay letters, as in
+            training.
+
+    Raises:
+        UserError: the tokenizer has neither of the two tokens.
     """
-    if not texts:
-        return []
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    return [[start, *ids] for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
+    if start is None:
+        raise UserError(
+            "--held_out: the model's tokenizer has neither a bos_token nor an eos_token to put before a text; set one "
+            "in its tokenizer_config.json"
+        )
+    return [[start, *ids] for ids in text_encoder(tokenizer, parse_special)(texts)]
 
 
 def plan_batches(

@@ -33,7 +33,7 @@ def _benchmark_result(name: str, parts: dict[str, Result]) -> Result:
         scored = [(part["questions"] / questions, part["metrics"][label]) for part in parts.values()]
         errors = [None if one["stderr"] is None else weight * one["stderr"] for weight, one in scored]
         metrics[label] = {
-            "score": math.fsum(weight * one["score"] for weight, one in scored),
+            "score": math.fsum(weight * (math.nan if one["score"] is None else one["score"]) for weight, one in scored),
             "stderr": None if None in errors else math.hypot(*(error for error in errors if error is not None)),
         }
     return {
@@ -76,7 +76,9 @@ def show_shots(shots: Iterable[int]) -> str:
 def show_score(figures: Mapping[str, float | None]) -> str:
     """A score in per cent with its standard error."""
     error = figures["stderr"]
-    return f"{100 * (figures['score'] or 0.0):.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
+    if figures["score"] is None or not math.isfinite(figures["score"]):
+        return "not a number"
+    return f"{100 * figures['score']:.2f}" + ("" if error is None else f" ± {100 * error:.2f}")
 
 
 def text_table(label: str, figures: Mapping[str, CategoryFigures]) -> Table:

@@ -10,6 +10,7 @@ from typing import Any
 
 from colossal_llama.atomic import MODEL_FOLDER_SUFFIXES, write_text_atomically
 from colossal_llama.constants import ADAPTER_CONFIG_FILE
+from colossal_llama.json_records import json_value
 
 _READ_BYTES = 1 << 24
 
@@ -46,8 +47,8 @@ class ResultStore:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as JSON with new parents; the file is complete or as it was."""
-    write_text(path, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    """Write ``content`` as strict JSON (null for NaN) with new parents; the file is complete or as it was."""
+    write_text(path, json.dumps(json_value(content), ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -94,16 +94,16 @@ def _load_with_base(
 
     from colossal_llama.model.adapters import find_base
     from colossal_llama.model.base_fingerprint import check_base
-    from colossal_llama.model.loader import check_vocabulary, load_model, read_model_config
+    from colossal_llama.model.loader import check_vocabulary, load_model
     from colossal_llama.model.lora import merge_adapter
     from colossal_llama.quiet import quiet_transformers
 
     base = find_base(adapter, flag, base_model_path)
     check_base(adapter, base, "--base_model_path")
     tokenizer = load_companion_tokenizer(adapter, base, flag)
-    check_vocabulary(read_model_config(base, "--base_model_path"), len(tokenizer), adapter, flag)
     model = load_model(base, "--base_model_path", choose_precision(device, precision), "sdpa")
     model = merge_adapter(model, adapter, flag)
+    check_vocabulary({"vocab_size": model.get_input_embeddings().weight.shape[0]}, len(tokenizer), adapter, flag)
     if (adapter / "generation_config.json").is_file():
         with quiet_transformers():  # published ones contradict themselves
             model.generation_config = GenerationConfig.from_pretrained(str(adapter), local_files_only=True)

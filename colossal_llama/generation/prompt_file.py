@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,8 @@ from colossal_llama.data.formats.parsed import ASSISTANT, HUMAN
 from colossal_llama.data.readers import Record, read_records
 from colossal_llama.errors import UserError
 from colossal_llama.generation.batches import Continuation
-from colossal_llama.generation.prompts import build_chat_prompt, build_prompt, check_room
-from colossal_llama.json_records import json_type
+from colossal_llama.generation.prompts import NO_TEMPLATE, PromptEncoder, check_room
+from colossal_llama.json_records import json_type, json_value
 
 TEXT_FIELDS = ("prompt", "input_txt")
 MESSAGES_FIELD = "messages"
@@ -96,7 +95,7 @@ def question_messages(record: Record) -> list[dict[str, str]]:
 
 
 def encode_prompts(
-    tokenizer: Any, prompts: Iterable[FilePrompt], prompt_style: str, max_new_tokens: int, context: int | None
+    encoder: PromptEncoder, prompts: Iterable[FilePrompt], prompt_style: str, max_new_tokens: int, context: int | None
 ) -> list[list[int]]:
     """Token ids of each prompt; all are checked before anything is generated.
 
@@ -105,22 +104,24 @@ def encode_prompts(
     """
     encoded = []
     for prompt in prompts:
-        ids = _encode(tokenizer, prompt, prompt_style)
+        ids = _encode(encoder, prompt, prompt_style)
         check_room(len(ids), max_new_tokens, context, prompt.where)
         encoded.append(ids)
     return encoded
 
 
-def _encode(tokenizer: Any, prompt: FilePrompt, prompt_style: str) -> list[int]:
-    if prompt.text is not None:
-        return build_prompt(tokenizer, prompt.text, prompt_style)
-    if prompt_style != "sft" or not tokenizer.chat_template:
+def _encode(encoder: PromptEncoder, prompt: FilePrompt, prompt_style: str) -> list[int]:
+    if prompt.text is None and (prompt_style != "sft" or not encoder.has_template):
         raise UserError(
             f"{prompt.where}: a conversation needs --prompt_style sft and a model with a chat template; give texts "
             "with --prompt_style pretrained to others"
         )
+    if prompt_style == "sft" and not encoder.has_template:
+        raise UserError(f"--prompt_style sft: {NO_TEMPLATE}--prompt_style pretrained")
     try:
-        return build_chat_prompt(tokenizer, prompt.messages)
+        if prompt.text is not None:
+            return encoder.prompt(prompt.text, prompt_style)
+        return encoder.chat_prompt(prompt.messages)
     except UserError as error:
         raise UserError(f"{prompt.where}: {error}") from error
 
@@ -137,18 +138,9 @@ def result_lines(prompts: Sequence[FilePrompt], answers: Sequence[Continuation])
             "generated_tokens": answer.tokens,
             "finish_reason": "stop" if answer.finished else "length",
         }
-        record = _json_value(prompt.record) | generated
+        record = json_value(prompt.record) | generated
         lines.append(json.dumps(record, ensure_ascii=False, default=str, allow_nan=False))
     return lines
-
-
-def _json_value(value: Any) -> Any:
-    """``value`` with null for NaN and infinity, which JSON has not; parquet files hold NaN for what is missing."""
-    if isinstance(value, dict):
-        return {name: _json_value(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_json_value(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

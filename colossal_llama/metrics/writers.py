@@ -12,6 +12,7 @@ from typing import Any, Protocol, TextIO
 
 from colossal_llama.atomic import write_text_atomically
 from colossal_llama.errors import UserError
+from colossal_llama.json_records import json_value
 
 Metrics = dict[str, float]
 Event = dict[str, Any]
@@ -131,15 +132,8 @@ def _belongs(line: bytes, first_step: int, where: str) -> bool:
 
 
 def _write_line(file: TextIO, content: dict[str, Any]) -> None:
-    file.write(json.dumps(_finite(content), ensure_ascii=False, allow_nan=False) + "\n")
+    file.write(json.dumps(json_value(content), ensure_ascii=False, allow_nan=False) + "\n")
     file.flush()
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
-    if isinstance(value, dict):
-        return {name: _finite(inner) for name, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class ConsoleWriter:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.errors import UserError
+from colossal_llama.errors import UserError, is_out_of_memory
+from colossal_llama.model.adapter_shapes import make_room
 
 TARGET_MODULES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """All linear layers of a Llama's decoder."""
@@ -169,6 +170,8 @@ def _tie_copies(model: Any) -> None:
 def merge_adapter(model: Any, adapter: Path, flag: str) -> Any:
     """The model with LoRA adapters added to its weights, as plain as it was before, in its own dtype.
 
+    A base model with fewer rows of embeddings than the adapters hold gets as many as they do.
+
     Each weight becomes weight + alpha / rank * B @ A, computed in fp32 and rounded once.
 
     Args:
@@ -183,10 +186,13 @@ def merge_adapter(model: Any, adapter: Path, flag: str) -> Any:
     from peft import PeftModel
 
     dtype = model.dtype
+    make_room(model, adapter, flag)
     try:
         with torch.no_grad():
             merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except (RuntimeError, ValueError, KeyError) as error:
+    except Exception as error:  # by what does not fit, and for settings of another version of peft
+        if is_out_of_memory(error):
+            raise
         raise _misfit(flag, adapter, error) from error
     merged = merged.to(dtype)
     if _ties_embeddings(merged):

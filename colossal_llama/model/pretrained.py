@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from colossal_llama.constants import CONFIG_FILE
-from colossal_llama.errors import UserError
+from colossal_llama.errors import UserError, is_out_of_memory
 from colossal_llama.model.generation_config import (
     read_generation_config,
     remove_generation_settings,
@@ -56,6 +56,8 @@ def load_causal_lm(
                 output_loading_info=True,
             )
         except Exception as error:  # OSError, ValueError, SafetensorError and more, by what is broken
+            if is_out_of_memory(error):
+                raise
             raise _unreadable(path, flag, error) from error
     if info["missing_keys"] or info["mismatched_keys"]:
         refuse_weights(path, flag, [str(key) for key in [*info["missing_keys"], *info["mismatched_keys"]]])

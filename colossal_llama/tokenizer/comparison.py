@@ -11,7 +11,8 @@ import numpy as np
 
 from colossal_llama.errors import UserError
 from colossal_llama.tokenizer.bytelevel import is_byte_level, is_whole_text
-from colossal_llama.tokenizer.compression import BATCH_CHARACTERS, plain_encoder
+from colossal_llama.tokenizer.compression import BATCH_CHARACTERS
+from colossal_llama.tokenizer.plain_text import plain_encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

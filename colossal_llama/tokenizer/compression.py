@@ -11,10 +11,10 @@ import numpy as np
 from colossal_llama.errors import UserError
 from colossal_llama.tokenizer.expansion import VocabularyExpansion, expand_tokenizer
 from colossal_llama.tokenizer.loading import load_tokenizer
+from colossal_llama.tokenizer.plain_text import plain_encoder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerBase
 
 BATCH_CHARACTERS = 1_000_000
 
@@ -37,23 +37,6 @@ class CurvePoint:
     vocabulary: int
     tokens: int
     compression: float
-
-
-def plain_encoder(tokenizer: "PreTrainedTokenizerBase", flag: str) -> "Tokenizer":
-    """The tokenizer's backend, set to encode text and nothing else: no special tokens put in or recognised.
-
-    Raises:
-        UserError: there is no fast version.
-    """
-    from tokenizers import Tokenizer
-
-    if not tokenizer.is_fast:
-        raise UserError(f"{flag} {tokenizer.name_or_path}: has no fast version; save it with a tokenizer.json")
-    encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # type: ignore[attr-defined]
-    encoder.no_truncation()
-    encoder.no_padding()
-    encoder.encode_special_tokens = True
-    return encoder
 
 
 def batches(texts: Iterable[str], characters: int = BATCH_CHARACTERS) -> Iterator[list[str]]:

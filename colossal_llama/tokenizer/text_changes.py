@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from colossal_llama.tokenizer.pieces import SPACE_MARK
+from colossal_llama.tokenizer.plain_text import plain_encoder, text_encoder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,8 +89,10 @@ class TextComparer:
             scores: log-probability of each new id, where the model is a unigram model.
             intermediates: new tokens that nobody asked for, in the tokenizer's spelling.
         """
-        self.old, self.new = old.backend_tokenizer, new.backend_tokenizer  # type: ignore[attr-defined]
-        self.old_slow, self.new_slow, self.scores = old_slow, new_slow, scores
+        self.old, self.new = plain_encoder(old, "tokenizer"), plain_encoder(new, "tokenizer")
+        self.old_slow = None if old_slow is None else text_encoder(old_slow)
+        self.new_slow = None if new_slow is None else text_encoder(new_slow)
+        self.scores = scores
         self.spelling = {token_id: token for token, token_id in new.get_vocab().items()}
         self.old_ids = frozenset(old.get_vocab().values())
         vocabulary = new.get_vocab()
@@ -115,7 +118,7 @@ class TextComparer:
         if old != new:
             self._count_change(result, text, old, new)
         if self.new_slow is not None:
-            slow = _slow_ids(self.new_slow, text)
+            [slow] = self.new_slow([text])
             if slow != new:
                 self._count_slow(result, text, slow, new, old)
 
@@ -136,7 +139,7 @@ class TextComparer:
         self, result: TextComparison, text: str, slow: list[int], fast: list[int], old_fast: list[int]
     ) -> None:
         result.slow_differs += 1
-        if self.old_slow is not None and _slow_ids(self.old_slow, text) != old_fast:
+        if self.old_slow is not None and self.old_slow([text]) != [old_fast]:
             result.slow_differed_before += 1
             result.examples.setdefault("slow_differed_before", self._difference(slow, fast))
         elif self.scores is not None and _same_score(self.scores, slow, fast):
@@ -150,10 +153,6 @@ class TextComparer:
         shown = slice(max(0, start - 2), start + 6)
         sides = ("|".join(self.spelling.get(token_id, "?") for token_id in ids[shown]) for ids in (one, other))
         return " instead of ".join(sides)
-
-
-def _slow_ids(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
-    return tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 
 def _same_score(scores: Sequence[float], one: list[int], other: list[int]) -> bool:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from colossal_llama.data.chat_templates import CHAT_TEMPLATES, BoundTemplate
+from colossal_llama.data.exported_template import with_exported_template
 from colossal_llama.data.formats.parsed import Conversation, Message
 from colossal_llama.data.tokenization import ConversationTokenizer, TextEncoder, TokenizedSample, encoder_spec
 from colossal_llama.errors import UserError
@@ -102,7 +103,14 @@ def bind(name: str, tokenizer: Any) -> BoundTemplate:
     if name in OWN_TEMPLATES:
         tokenizer.chat_template = OWN_TEMPLATES[name].replace("bos_token", "bos_token" if tokenizer.bos_token else "''")
         name = "tokenizer"
-    return CHAT_TEMPLATES.get(name).bind(tokenizer, name, "--tokenizer_dir")
+    return bind_and_export(tokenizer, name, tokenizer.chat_template)
+
+
+@functools.cache
+def bind_and_export(tokenizer: Any, name: str, own: str | None) -> BoundTemplate:
+    """As the preparation does it; once for each template, because all shapes of conversation are compared."""
+    template = CHAT_TEMPLATES.get(name).bind(tokenizer, name, "--tokenizer_dir")
+    return with_exported_template(template, tokenizer, "--tokenizer_dir")
 
 
 @functools.cache
@@ -235,11 +243,8 @@ def test_ids_and_loss_masks_decode_to_what_the_template_renders(
         return tokenizer.decode(ids, clean_up_tokenization_spaces=False).replace(spaces, "")
 
     turns = [{"role": ("user", "assistant")[number % 2], "content": text} for number, text in enumerate(contents)]
-    if system is not None and name.startswith("no system role"):
-        rendered = template.render(system, messages)
-    else:
-        turns = turns if system is None else [{"role": "system", "content": system}, *turns]
-        rendered = tokenizer.apply_chat_template(turns, chat_template=template.jinja(), tokenize=False)
+    turns = turns if system is None else [{"role": "system", "content": system}, *turns]
+    rendered = tokenizer.apply_chat_template(turns, chat_template=template.jinja(), tokenize=False)
     assert decode(sample.input_ids.tolist()) == rendered.replace(spaces, "")
     runs = learned_runs(sample)
     answers = [text.strip() if "stripping" in name else text for text in contents[1::2]]

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from colossal_llama.commands.compare_models import main as compare_main
+from colossal_llama.commands.evaluate import main as evaluate_main
 from colossal_llama.evaluation.results import benchmark_results, show_score, show_shots
 from colossal_llama.evaluation.store import ResultStore, model_fingerprint
+from tests.helpers.tiny import save_tiny_model
 
 
 def subject(questions: int, score: float, stderr: float | None, shots: int = 5) -> dict[str, Any]:
@@ -61,3 +64,39 @@ def test_any_byte_of_a_model_changes_its_fingerprint(tmp_path: Path) -> None:
     after = model_fingerprint(base), model_fingerprint(adapter)
     assert after[0] != before[0]
     assert after[1] != before[1]
+
+
+def test_a_diverged_model_gives_strict_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+    from transformers import LlamaForCausalLM
+
+    folders = [save_tiny_model(tmp_path / name) for name in ("good", "bad")]
+    model = LlamaForCausalLM.from_pretrained(str(folders[1]))
+    with torch.no_grad():
+        model.lm_head.weight.fill_(float("nan"))
+    model.save_pretrained(str(folders[1]))
+    (tmp_path / "texts.txt").write_text("one text\nanother text\n")
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    flags = ["--held_out", str(tmp_path / "texts.txt"), "--output_dir", str(tmp_path / "out")]
+    for _ in range(2):  # the second time from what is on disk
+        assert evaluate_main([str(folders[1]), *flags]) == 0
+        assert "warning: " in capsys.readouterr().out
+        for file in (tmp_path / "out").rglob("*.json"):
+            content = json.loads(file.read_text(), parse_constant=refuse)
+        results = json.loads((tmp_path / "out" / "results.json").read_text(), parse_constant=refuse)
+        (figures,) = results["held_out"]["categories"].values()
+        assert figures["bits_per_byte"]["value"] is None
+        assert "not finite" in (tmp_path / "out" / "results.md").read_text()
+    flags = [*flags[:2], "--output_dir", str(tmp_path / "c"), "--measure_speed", "false"]
+    assert compare_main([*map(str, folders), *flags]) == 0
+    content = json.loads((tmp_path / "c" / "comparison.json").read_text(), parse_constant=refuse)
+    assert [change["relative"]["value"] for change in content["models"][1]["change"].values()] == [None]
+    assert "warning: " in capsys.readouterr().out
+
+
+def test_scores_that_are_no_numbers_are_shown_as_such() -> None:
+    for score in (None, float("nan")):
+        assert show_score({"score": score, "stderr": None}) == "not a number"

@@ -13,6 +13,7 @@ from colossal_llama.data.tokenization import (
     DocumentTokenizer,
     TextEncoder,
     encoder_spec,
+    require_end_token,
 )
 from colossal_llama.errors import UserError
 from tests.helpers.assets import sanguo_text
@@ -106,7 +107,7 @@ def test_no_bos_is_left_out_and_no_eos_is_refused(smollm2_tokenizer_dir: Path) -
     assert result.input_ids.tolist() == [*plain_ids(tokenizer, "hello world"), tokenizer.eos_token_id]
     tokenizer.eos_token = None
     with pytest.raises(UserError, match="--tokenizer_dir: the tokenizer has no eos_token"):
-        documents(tokenizer)
+        require_end_token(tokenizer, "--tokenizer_dir")
 
 
 def conversations(tokenizer: Any, max_length: int) -> ConversationTokenizer:
