@@ -1,5 +1,6 @@
 """Give a model the embedding rows of a wider tokenizer."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -7,6 +8,7 @@ from typing import TYPE_CHECKING
 from colossal_llama.atomic import atomic_directory, refuse_existing
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.vocabulary import InitModelConfig
+from colossal_llama.constants import ADAPTER_CONFIG_FILE
 from colossal_llama.errors import UserError, run_command
 
 if TYPE_CHECKING:
@@ -55,14 +57,42 @@ def init_model(config: InitModelConfig) -> None:
 
 
 def _widen_into(scratch: Path, config: InitModelConfig, writer: "CheckpointWriter | None") -> "WideningReport":
-    from colossal_llama.model.pretrained import copy_beside_model
     from colossal_llama.model.widening import widen_checkpoint
 
     source, tokenizer_dir = Path(config.source_model_and_tokenizer_path), Path(config.target_tokenizer_path)
     old, new = _load_fast(source, SOURCE_FLAG), _load_fast(tokenizer_dir, TOKENIZER_FLAG)
     tokens, settings = _plan(config, old, new)
-    copy_beside_model(tokenizer_dir, scratch)
+    _copy_tokenizer(new, tokenizer_dir, Path(config.target_model_path), scratch)
     return widen_checkpoint(source, SOURCE_FLAG, scratch, tokens, config.pad_to_multiple_of, settings, writer)
+
+
+def _copy_tokenizer(tokenizer: "PreTrainedTokenizerBase", tokenizer_dir: Path, target: Path, folder: Path) -> None:
+    """Put the tokenizer's files, and nothing else, beside the model; a target that is their own folder keeps the rest.
+
+    Raises:
+        UserError: the rest of such a folder would make transformers open another model.
+    """
+    from colossal_llama.model.pretrained import copy_beside_model, is_model_file
+    from colossal_llama.tokenizer.expansion_report import REPORT_FILE
+    from colossal_llama.tokenizer.loading import tokenizer_files
+
+    if target.resolve() == tokenizer_dir.resolve():
+        if (tokenizer_dir / ADAPTER_CONFIG_FILE).is_file():
+            raise UserError(
+                f"{TARGET_FLAG} {target}: holds {ADAPTER_CONFIG_FILE}, so transformers would open the adapters' base "
+                "instead of the new model; name another folder, or move the adapter_* files away"
+            )
+        copy_beside_model(tokenizer_dir, folder)
+        return
+    files = [*tokenizer_files(tokenizer_dir, tokenizer), tokenizer_dir / REPORT_FILE]
+    for path in files:
+        if path.is_file():
+            shutil.copyfile(path, folder / path.name)
+    copied = {path.name for path in files}
+    left = sorted(one.name for one in tokenizer_dir.iterdir() if one.name not in copied and not is_model_file(one))
+    if left:
+        shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")
+        print(f"{TOKENIZER_FLAG} {tokenizer_dir}: not copied, as no part of the tokenizer: {shown}")
 
 
 def _plan(

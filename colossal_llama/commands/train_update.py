@@ -47,6 +47,20 @@ def build_fingerprint_writer(setting: Setting) -> Callable[[Path], None]:
     return partial(write_fingerprint, weights_fingerprint(setting.inputs.weights) if has_adapters else None)
 
 
+def inspect_start(weights: Path, pretrained: Path) -> str | None:
+    """Look at the files of the weights that a run starts from.
+
+    Returns:
+        What to tell about them, or None.
+
+    Raises:
+        UserError: transformers would open something else, or not exactly what is stored, or the model is quantised.
+    """
+    from colossal_llama.model.pretrained import inspect_model
+
+    return inspect_model(weights, "--pretrained" if weights == pretrained else "--load_checkpoint")
+
+
 def check_new_rows(config: TrainConfig, model_config: dict[str, Any]) -> None:
     """Refuse to freeze all rows of the embeddings.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.constants import ADAPTER_CONFIG_FILE
 from colossal_llama.errors import UserError
 
 FIRST_GPU = ("auto", "cuda", "cuda:0")
@@ -71,10 +71,11 @@ def load_for_generation(
         UserError: the folder holds no loadable model or tokenizer, the tokenizer has more tokens than the model has
             rows, or adapters do not fit their base or have none here.
     """
-    from colossal_llama.model.loader import check_vocabulary, load_model, read_model_config
+    from colossal_llama.model.loader import check_vocabulary, load_model
+    from colossal_llama.model.model_folder import is_adapter_folder, read_model_config
     from colossal_llama.tokenizer.loading import load_tokenizer
 
-    if (folder / ADAPTER_CONFIG_FILE).is_file():
+    if is_adapter_folder(folder, flag):
         model, tokenizer = _load_with_base(folder, device, flag, precision, base_model_path)
     else:
         if base_model_path is not None:
@@ -83,8 +84,17 @@ def load_for_generation(
         tokenizer = load_tokenizer(folder, flag)
         check_vocabulary(config, len(tokenizer), folder, flag)
         model = load_model(folder, flag, choose_precision(device, precision), "sdpa")
+        _say_which_head_counts(folder, flag)
     model.config.use_cache = True
     return model.to(device).eval(), tokenizer
+
+
+def _say_which_head_counts(folder: Path, flag: str) -> None:
+    from colossal_llama.model.pretrained import describe_tied_copies
+
+    note = describe_tied_copies(folder, flag)
+    if note:
+        print(note, file=sys.stderr, flush=True)
 
 
 def _load_with_base(
@@ -94,8 +104,9 @@ def _load_with_base(
 
     from colossal_llama.model.adapters import find_base
     from colossal_llama.model.base_fingerprint import check_base
-    from colossal_llama.model.loader import check_vocabulary, load_model, read_model_config
+    from colossal_llama.model.loader import check_vocabulary, load_model
     from colossal_llama.model.lora import merge_adapter
+    from colossal_llama.model.model_folder import read_model_config
     from colossal_llama.quiet import quiet_transformers
 
     base = find_base(adapter, flag, base_model_path)
@@ -103,6 +114,7 @@ def _load_with_base(
     tokenizer = load_companion_tokenizer(adapter, base, flag)
     check_vocabulary(read_model_config(base, "--base_model_path"), len(tokenizer), adapter, flag)
     model = load_model(base, "--base_model_path", choose_precision(device, precision), "sdpa")
+    _say_which_head_counts(base, "--base_model_path")
     model = merge_adapter(model, adapter, flag)
     if (adapter / "generation_config.json").is_file():
         with quiet_transformers():  # published ones contradict themselves
