@@ -17,6 +17,7 @@ from colossal_llama.commands.train_update import (
     build_optimizer,
     build_optimizer_store,
     build_schedule,
+    check_control_rows,
     check_new_rows,
     freeze_old_rows,
     inspect_start,
@@ -433,6 +434,7 @@ def build_boosted(setting: Setting) -> tuple[Any, Any, Any, Any, Callable[[Path]
         vocab_size=setting.inputs.model_config["vocab_size"],
         write_more=build_fingerprint_writer(setting),
     )
+    check_control_rows(setting, model)
     booster = build_booster(setting.plugin, setting.spec, setting.options)
     model = add_adapters(setting, booster, model)
     freeze_old_rows(setting, model)

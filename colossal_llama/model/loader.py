@@ -30,8 +30,19 @@ def load_model(folder: Path, flag: str, precision: str, attn_implementation: str
     dtype = getattr(torch, TORCH_DTYPES[precision])
     model = load_causal_lm(folder, flag, dtype, _supported_attention(folder, flag, attn_implementation))
     model.config.use_cache = False
+    train_padding_row(model)
     model.train()
     return model
+
+
+def train_padding_row(model: Any) -> None:
+    """Let the row of ``pad_token_id`` learn like any other.
+
+    Most architectures give it to ``torch.nn.Embedding`` as ``padding_idx``, whose gradient is then zero, and some
+    models pad with a token that is used (the end-of-sequence token). Padding needs no such care: nothing attends to it
+    and it has no targets, so its own gradient is zero.
+    """
+    model.get_input_embeddings().padding_idx = None
 
 
 def _supported_attention(folder: Path, flag: str, wanted: str) -> str:
