@@ -164,6 +164,7 @@ class WiderTensor:
         done = 0
         for block in method(old, tokens):
             rows = block.to(weight.dtype)
+            self._set_apart(rows, tokens.new_ids[done : done + len(rows)], weight)
             self._seen.update(_row_hashes(rows))
             self._put(out, start, tokens.new_ids[done : done + len(rows)], rows)
             done += len(rows)
@@ -172,6 +173,19 @@ class WiderTensor:
             ids = padding[first : first + BLOCK]
             self._put(out, start, ids, old.mean.to(weight.dtype).repeat(len(ids), 1))
         out.seek(start + self._rows * self._row_bytes)
+
+    def _set_apart(self, rows: "torch.Tensor", ids: Sequence[int], weight: "torch.Tensor") -> None:
+        """Add a tenth of a row's usual deviation to rows of control tokens that are zero or equal to one before."""
+        import torch
+
+        draw = torch.Generator().manual_seed(self._seed)
+        seen = set(self._seen)
+        for at, number in enumerate(ids):
+            if number in self._tokens.control_ids and (not rows[at].any() or _row_hashes(rows[at : at + 1])[0] in seen):
+                deviation = float(weight[: 4 * BLOCK].float().std()) or self._settings.deviation
+                noise = 0.1 * deviation * torch.randn(rows.shape[1], generator=draw)
+                rows[at] = (rows[at].float() + noise).to(rows.dtype)
+            seen.update(_row_hashes(rows[at : at + 1]))
 
     def _put(self, out: FileIO, start: int, ids: Sequence[int], rows: "torch.Tensor") -> None:
         """Write rows to the places of their ids, neighbours at once."""

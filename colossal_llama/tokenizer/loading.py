@@ -89,7 +89,8 @@ def load_slow_tokenizer(folder: Path) -> "PreTrainedTokenizerBase | None":
             )
         except Exception:  # as many types as for the fast one
             return None
-    return None if tokenizer.is_fast else tokenizer
+    # False where the files are those of no slow class (transformers gives that instead of an error).
+    return None if tokenizer is False or tokenizer.is_fast else tokenizer
 
 
 def explain_failure(folder: Path, error: Exception) -> str:
