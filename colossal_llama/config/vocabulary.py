@@ -21,8 +21,8 @@ class ControlTokenFlags:
     special_tokens_file: str | None = flag(None, help="control tokens to add, one a line of a UTF-8 file")
     chat_template: str | None = flag(
         None,
-        help="chat template to set (chatml, llama3, ...), with the control tokens that it needs; its end token becomes the end-of-sequence "
-        "token",
+        help="chat template to set (chatml, llama3, ...), with the control tokens that it needs; its end token becomes "
+        "the end-of-sequence token",
     )
 
     @property
