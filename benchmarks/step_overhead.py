@@ -75,7 +75,7 @@ class Bench:
         from colossal_llama.benchmarking.split import time_phases
         from colossal_llama.metrics.tracker import MetricTracker
         from colossal_llama.metrics.writers import ConsoleWriter, JsonlWriter, TensorBoardWriter
-        from colossal_llama.model.loader import read_model_config
+        from colossal_llama.model.model_folder import read_model_config
         from colossal_llama.plugins.steps import DataParallelStep
 
         total_steps = 2 * (arguments.warmup + arguments.rounds * arguments.steps)

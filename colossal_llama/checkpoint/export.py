@@ -25,6 +25,7 @@ def finish_export(
         write_more: writes what else belongs beside the weights.
     """
     write_more(folder)
+    tokenizer.init_kwargs.pop("auto_map", None)  # names code that was not run and is not here
     tokenizer.save_pretrained(str(folder))
     if generation_config is not None:
         generation_config.save_pretrained(str(folder))
@@ -32,6 +33,7 @@ def finish_export(
     if not path.is_file():  # adapters: the configuration is the base model's
         return
     content = json.loads(path.read_text(encoding="utf-8"))
+    content.pop("auto_map", None)
     # Training switched the cache off; whoever loads the model wants it on.
     content |= {"use_cache": True, "vocab_size": vocab_size}
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

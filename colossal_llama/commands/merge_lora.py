@@ -34,10 +34,13 @@ def merge(config: MergeLoraConfig) -> None:
 
     from colossal_llama.model.base_fingerprint import check_base
     from colossal_llama.model.lora import merge_adapter
-    from colossal_llama.model.pretrained import load_causal_lm
+    from colossal_llama.model.pretrained import inspect_model, load_causal_lm
     from colossal_llama.quiet import quiet_transformers
 
     check_base(adapter, base, "--base_model_path")
+    note = inspect_model(base, "--base_model_path")
+    if note:
+        print(note, flush=True)
     model = merge_adapter(load_causal_lm(base, "--base_model_path"), adapter, "--adapter_path")
     tokenizer = load_companion_tokenizer(adapter, base, "--adapter_path")
     model.generation_config = GenerationConfig()

@@ -17,14 +17,15 @@ from colossal_llama.commands.train_update import (
     build_optimizer,
     build_optimizer_store,
     build_schedule,
+    check_control_rows,
     check_new_rows,
     freeze_old_rows,
+    inspect_start,
     update_settings,
 )
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.io import write_config
 from colossal_llama.config.train import AUTO, TrainConfig
-from colossal_llama.constants import ADAPTER_CONFIG_FILE
 from colossal_llama.errors import PreemptedError, UserError, run_command
 
 if TYPE_CHECKING:
@@ -59,12 +60,14 @@ class Inputs:
         weights: folder that the weights come from.
         adapter: folder of LoRA adapters to go on from, or None.
         resume_from: checkpoint to resume, or None.
+        note: what to tell about the weights, or None.
     """
 
     model_config: dict[str, Any]
     weights: Path
     adapter: Path | None
     resume_from: Path | None
+    note: str | None = None
 
 
 def train(config: TrainConfig) -> None:
@@ -100,7 +103,7 @@ def locate_start(config: TrainConfig) -> ResumePoint:
     """
     from colossal_llama.checkpoint.folders import existing_checkpoints
     from colossal_llama.checkpoint.manager import ResumePoint, locate_checkpoint, locate_weights
-    from colossal_llama.model.loader import read_model_config
+    from colossal_llama.model.model_folder import read_model_config
 
     read_model_config(Path(config.pretrained), "--pretrained")
     point = ResumePoint(folder=None, weights=Path(config.pretrained))
@@ -145,14 +148,14 @@ def check_inputs(config: TrainConfig, point: ResumePoint) -> Inputs:
         UserError: a folder is missing or holds the wrong thing.
     """
     from colossal_llama.model.base_fingerprint import check_base
-    from colossal_llama.model.loader import read_model_config
+    from colossal_llama.model.model_folder import is_adapter_folder, read_model_config
 
     pretrained = Path(config.pretrained)
     model_config = read_model_config(pretrained, "--pretrained")
     check_new_rows(config, model_config)
     adapter = None
     if point.weights != pretrained:
-        adapter = point.weights if (point.weights / ADAPTER_CONFIG_FILE).is_file() else None
+        adapter = point.weights if is_adapter_folder(point.weights, "--load_checkpoint") else None
         if adapter is None:
             check_same_model(model_config, read_model_config(point.weights, "--load_checkpoint"), point.weights)
         elif not config.lora_rank:
@@ -166,7 +169,8 @@ def check_inputs(config: TrainConfig, point: ResumePoint) -> Inputs:
 
         held_out_paths(config.eval_dataset, config.dataset)
     weights = point.weights if adapter is None else pretrained
-    return Inputs(model_config=model_config, weights=weights, adapter=adapter, resume_from=point.folder)
+    note = inspect_start(weights, pretrained)
+    return Inputs(model_config, weights, adapter, resume_from=point.folder, note=note)
 
 
 def check_same_model(expected: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
@@ -412,6 +416,8 @@ def announce(setting: Setting) -> None:
         f"{schedule.resolved_warmup_steps} of them warm-up; the documents of a row are "
         f"{'kept apart' if setting.document_mask else 'one text'}"
     )
+    if setting.inputs.note:
+        env.say(setting.inputs.note)
 
 
 def build_boosted(setting: Setting) -> tuple[Any, Any, Any, Any, Callable[[Path], None]]:
@@ -429,6 +435,7 @@ def build_boosted(setting: Setting) -> tuple[Any, Any, Any, Any, Callable[[Path]
         vocab_size=setting.inputs.model_config["vocab_size"],
         write_more=build_fingerprint_writer(setting),
     )
+    check_control_rows(setting, model)
     booster = build_booster(setting.plugin, setting.spec, setting.options)
     model = add_adapters(setting, booster, model)
     freeze_old_rows(setting, model)

@@ -47,6 +47,20 @@ def build_fingerprint_writer(setting: Setting) -> Callable[[Path], None]:
     return partial(write_fingerprint, weights_fingerprint(setting.inputs.weights) if has_adapters else None)
 
 
+def inspect_start(weights: Path, pretrained: Path) -> str | None:
+    """Look at the files of the weights that a run starts from.
+
+    Returns:
+        What to tell about them, or None.
+
+    Raises:
+        UserError: transformers would open something else, or not exactly what is stored, or the model is quantised.
+    """
+    from colossal_llama.model.pretrained import inspect_model
+
+    return inspect_model(weights, "--pretrained" if weights == pretrained else "--load_checkpoint")
+
+
 def check_new_rows(config: TrainConfig, model_config: dict[str, Any]) -> None:
     """Refuse to freeze all rows of the embeddings.
 
@@ -56,6 +70,64 @@ def check_new_rows(config: TrainConfig, model_config: dict[str, Any]) -> None:
     rows, vocab_size = config.freeze_old_embedding_rows, model_config["vocab_size"]
     if rows is not None and rows >= vocab_size:
         raise UserError(f"--freeze_old_embedding_rows {rows}: the model has only {vocab_size} rows, so none is new")
+
+
+def check_control_rows(setting: Setting, model: Any) -> None:
+    """Refuse a training that cannot teach the model to end its answers, and say where new rows stay as they are.
+
+    Raises:
+        UserError: rows of control tokens are all zero or equal to others, and frozen; names the flag that trains them.
+    """
+    from colossal_llama.model.lora import embedding_names
+    from colossal_llama.model.untrained_rows import describe_untrained
+    from colossal_llama.tokenizer.expansion_report import REPORT_FILE
+
+    config, tokenizer = setting.config, setting.tokenizer
+    frozen = frozen_embeddings(config, model)
+    if config.benchmark or not frozen or setting.inputs.resume_from is not None:
+        return
+    control_tokens, end_tokens = control_tokens_of(tokenizer, setting.rows)
+    problem = describe_untrained(model, control_tokens, end_tokens, frozen)
+    names = " ".join(embedding_names(model))
+    if problem and config.lora_rank:
+        raise UserError(f"--lora_rank {config.lora_rank}: {problem}; add --lora_modules_to_save {names}")
+    if problem:
+        raise UserError(
+            f"--freeze_old_embedding_rows {config.freeze_old_embedding_rows}: {problem}; lower it to "
+            f"{min(control_tokens.values())} or leave it away"
+        )
+    if config.lora_rank and (setting.inputs.weights / REPORT_FILE).is_file() and setting.inputs.adapter is None:
+        setting.env.say(
+            f"warning: {setting.inputs.weights} is a widened model, and LoRA leaves its new rows as init_model.py made "
+            f"them; add --lora_modules_to_save {names}"
+        )
+
+
+def frozen_embeddings(config: TrainConfig, model: Any) -> dict[str, int | None]:
+    """Which embeddings are not trained, ``input`` or ``output``, with the number of frozen rows or None for all."""
+    from colossal_llama.model.lora import embedding_names
+
+    if config.lora_rank:
+        trained = {*(config.lora_modules_to_save or ()), *(config.lora_target_modules or ())}
+        pairs = zip(("input", "output"), embedding_names(model), strict=False)
+        return {role: None for role, name in pairs if name not in trained}
+    rows = config.freeze_old_embedding_rows
+    return {} if rows is None else {"input": rows, "output": rows}
+
+
+def control_tokens_of(tokenizer: Any, rows: Any) -> tuple[dict[str, int], set[str]]:
+    """The control tokens that prepared rows hold, with their ids, and those that end a text or an answer."""
+    from colossal_llama.data.chat_templates import CHAT_TEMPLATES
+
+    formats = [manifest.chat_template for manifest in getattr(rows, "manifests", []) if manifest is not None]
+    chat = next((one for one in formats if one is not None), None)
+    if chat is None:
+        ends = [tokenizer.eos_token] if tokenizer.eos_token_id is not None else []
+        tokens = [*ends, *([tokenizer.bos_token] if tokenizer.bos_token_id is not None else [])]
+        return {token: tokenizer.convert_tokens_to_ids(token) for token in tokens}, set(ends)
+    bound = CHAT_TEMPLATES.get(chat.name).bind(tokenizer, chat.name, "--pretrained")
+    found = {token: tokenizer.convert_tokens_to_ids(token) for token in bound.control_tokens}
+    return found, {token for token, token_id in found.items() if token_id == bound.end_token_id}
 
 
 def freeze_old_rows(setting: Setting, model: Any) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from colossal_llama.atomic import MODEL_FOLDER_SUFFIXES, write_text_atomically
-from colossal_llama.constants import ADAPTER_CONFIG_FILE
 from colossal_llama.json_records import json_value
 
 _READ_BYTES = 1 << 24
@@ -79,10 +78,11 @@ def model_fingerprint(folder: Path) -> str:
         UserError: there is no such base model, or the adapters' configuration is damaged.
     """
     from colossal_llama.model.adapters import find_base
+    from colossal_llama.model.model_folder import is_adapter_folder
 
     files = sorted(file for file in folder.iterdir() if file.suffix in MODEL_FOLDER_SUFFIXES and file.suffix != ".md")
     fingerprint = files_fingerprint([file for file in files if file.is_file()])
-    if (folder / ADAPTER_CONFIG_FILE).is_file():
+    if is_adapter_folder(folder, "model"):
         base = find_base(folder, "model", None)
         if base.resolve() != folder.resolve():
             fingerprint += "+" + model_fingerprint(base)

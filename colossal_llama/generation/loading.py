@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.constants import ADAPTER_CONFIG_FILE
 from colossal_llama.errors import UserError
 
 FIRST_GPU = ("auto", "cuda", "cuda:0")
@@ -71,10 +71,11 @@ def load_for_generation(
         UserError: the folder holds no loadable model or tokenizer, the tokenizer has more tokens than the model has
             rows, or adapters do not fit their base or have none here.
     """
-    from colossal_llama.model.loader import check_vocabulary, load_model, read_model_config
+    from colossal_llama.model.loader import check_vocabulary, load_model
+    from colossal_llama.model.model_folder import is_adapter_folder, read_model_config
     from colossal_llama.tokenizer.loading import load_tokenizer
 
-    if (folder / ADAPTER_CONFIG_FILE).is_file():
+    if is_adapter_folder(folder, flag):
         model, tokenizer = _load_with_base(folder, device, flag, precision, base_model_path)
     else:
         if base_model_path is not None:
@@ -83,8 +84,17 @@ def load_for_generation(
         tokenizer = load_tokenizer(folder, flag)
         check_vocabulary(config, len(tokenizer), folder, flag)
         model = load_model(folder, flag, choose_precision(device, precision), "sdpa")
+        _say_which_head_counts(folder, flag)
     model.config.use_cache = True
     return model.to(device).eval(), tokenizer
+
+
+def _say_which_head_counts(folder: Path, flag: str) -> None:
+    from colossal_llama.model.pretrained import describe_tied_copies
+
+    note = describe_tied_copies(folder, flag)
+    if note:
+        print(note, file=sys.stderr, flush=True)
 
 
 def _load_with_base(
@@ -102,6 +112,7 @@ def _load_with_base(
     check_base(adapter, base, "--base_model_path")
     tokenizer = load_companion_tokenizer(adapter, base, flag)
     model = load_model(base, "--base_model_path", choose_precision(device, precision), "sdpa")
+    _say_which_head_counts(base, "--base_model_path")
     model = merge_adapter(model, adapter, flag)
     check_vocabulary({"vocab_size": model.get_input_embeddings().weight.shape[0]}, len(tokenizer), adapter, flag)
     if (adapter / "generation_config.json").is_file():

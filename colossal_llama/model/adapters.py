@@ -7,6 +7,7 @@ from pathlib import Path
 
 from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from colossal_llama.errors import UserError
+from colossal_llama.model.model_folder import is_adapter_folder
 
 
 def find_base(adapter: Path, flag: str, base_model_path: str | None) -> Path:
@@ -18,10 +19,10 @@ def find_base(adapter: Path, flag: str, base_model_path: str | None) -> Path:
         base_model_path: value of ``--base_model_path``; None for the folder that the adapters name.
 
     Raises:
-        UserError: there are no adapters, or no base model where it should be.
+        UserError: there are no adapters or not only adapters, or no base model where it should be.
     """
     path = adapter / ADAPTER_CONFIG_FILE
-    if not path.is_file():
+    if not is_adapter_folder(adapter, flag):
         raise UserError(f"{flag} {adapter}: no {ADAPTER_CONFIG_FILE} here; give a folder of LoRA adapters")
     try:
         named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""

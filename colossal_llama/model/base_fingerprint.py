@@ -9,6 +9,8 @@ from typing import Any
 
 from colossal_llama.constants import BASE_MODEL_FILE
 from colossal_llama.errors import UserError
+from colossal_llama.model.model_folder import weight_files
+from colossal_llama.model.stored_tensors import INDEX_FILE, SINGLE_FILE
 
 OUTPUT_EMBEDDING = "lm_head.weight"
 """Left out: of a model with tied embeddings, some programs store it and some do not."""
@@ -20,7 +22,9 @@ def weights_fingerprint(folder: Path) -> str | None:
     The same for a copy in another dtype whose values bf16 holds alike. None where the weights are not stored as
     safetensors.
     """
-    files = sorted(folder.glob("model*.safetensors"))
+    if not any((folder / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        return None
+    files = weight_files(folder, "base model")
     samples = {name: sample for file in files for name, sample in _samples(file).items() if name != OUTPUT_EMBEDDING}
     if not samples:
         return None

@@ -1,7 +1,6 @@
 """Widening a stored model's vocabulary: rows for new tokens in input embeddings, output embeddings and output bias."""
 
 import dataclasses
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
@@ -12,6 +11,7 @@ import xxhash
 from colossal_llama.errors import UserError
 from colossal_llama.model.new_rows import BLOCK, INIT_METHODS, InitMethod, NewTokens, OldRows, Role, mean_of_rows
 from colossal_llama.model.stored_tensors import Replacement, StoredTensor, copy_range
+from colossal_llama.model.weight_check import spellings
 
 if TYPE_CHECKING:
     import torch
@@ -82,7 +82,7 @@ def find_row_tensors(model: "PreTrainedModel", stored: Mapping[str, StoredTensor
     found = []
     for parameter, role, is_bias in wanted:
         names = [name for name, one in model.named_parameters(remove_duplicate=False) if one is parameter]
-        places = [stored[name] for name in _spellings(names, model.base_model_prefix) if name in stored]
+        places = [stored[name] for name in spellings(names, model.base_model_prefix) if name in stored]
         found += [RowTensor(place, role, is_bias) for place in places]
     for one in found:
         if one.stored.dtype not in _torch_dtypes():
@@ -91,37 +91,6 @@ def find_row_tensors(model: "PreTrainedModel", stored: Mapping[str, StoredTensor
                 f"{', '.join(_torch_dtypes())}: widen the model before it is quantised"
             )
     return found
-
-
-def unmatched_weights(model: "PreTrainedModel", stored: Mapping[str, StoredTensor]) -> list[str]:
-    """Names of the model's weights that a checkpoint lacks or holds in another shape; tied ones count once.
-
-    Args:
-        model: the outline of the model.
-        stored: the checkpoint's tensors.
-    """
-    names_of: dict[int, list[str]] = {}
-    shapes = {}
-    persistent = set(model.state_dict())
-    for name, one in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
-        if name in persistent:
-            names_of.setdefault(id(one), []).append(name)
-            shapes[id(one)] = tuple(one.shape)
-    optional = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_missing or []]
-    unmatched = []
-    for key, names in names_of.items():
-        places = [stored[name] for name in _spellings(names, model.base_model_prefix) if name in stored]
-        may_lack = any(pattern.search(name) for pattern in optional for name in names)
-        if any(place.shape != shapes[key] for place in places) or not (places or may_lack):
-            unmatched.append(names[0])
-    return unmatched
-
-
-def _spellings(names: Sequence[str], prefix: str) -> list[str]:
-    spellings = dict.fromkeys(names)
-    spellings |= {name.removeprefix(f"{prefix}."): None for name in names}
-    spellings |= {f"{prefix}.{name}": None for name in names}
-    return list(spellings)
 
 
 def _torch_dtypes() -> dict[str, "torch.dtype"]:
@@ -195,6 +164,7 @@ class WiderTensor:
         done = 0
         for block in method(old, tokens):
             rows = block.to(weight.dtype)
+            self._set_apart(rows, tokens.new_ids[done : done + len(rows)], weight)
             self._seen.update(_row_hashes(rows))
             self._put(out, start, tokens.new_ids[done : done + len(rows)], rows)
             done += len(rows)
@@ -203,6 +173,19 @@ class WiderTensor:
             ids = padding[first : first + BLOCK]
             self._put(out, start, ids, old.mean.to(weight.dtype).repeat(len(ids), 1))
         out.seek(start + self._rows * self._row_bytes)
+
+    def _set_apart(self, rows: "torch.Tensor", ids: Sequence[int], weight: "torch.Tensor") -> None:
+        """Add a tenth of a row's usual deviation to rows of control tokens that are zero or equal to one before."""
+        import torch
+
+        draw = torch.Generator().manual_seed(self._seed)
+        seen = set(self._seen)
+        for at, number in enumerate(ids):
+            if number in self._tokens.control_ids and (not rows[at].any() or _row_hashes(rows[at : at + 1])[0] in seen):
+                deviation = float(weight[: 4 * BLOCK].float().std()) or self._settings.deviation
+                noise = 0.1 * deviation * torch.randn(rows.shape[1], generator=draw)
+                rows[at] = (rows[at].float() + noise).to(rows.dtype)
+            seen.update(_row_hashes(rows[at : at + 1]))
 
     def _put(self, out: FileIO, start: int, ids: Sequence[int], rows: "torch.Tensor") -> None:
         """Write rows to the places of their ids, neighbours at once."""
@@ -268,6 +251,7 @@ class WideningReport:
         method: the initialisation method.
         dtype: of the input embeddings, in the format's name.
         without_vector: new tokens without an auxiliary vector, or None where none are used.
+        note: what else to tell about the source's embeddings, or None.
     """
 
     old_rows: int
@@ -279,6 +263,7 @@ class WideningReport:
     method: str
     dtype: str
     without_vector: int | None = None
+    note: str | None = None
 
     def describe(self) -> str:
         """Lines for people."""
@@ -297,6 +282,8 @@ class WideningReport:
                 "warning: tokens with identical rows cannot be told apart until training moves them apart; "
                 "--init_method weighted_mean weights sub-tokens by length and position"
             )
+        if self.note:
+            lines.append(self.note)
         return "\n".join(lines)
 
 

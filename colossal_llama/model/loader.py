@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE, TORCH_DTYPES
+from colossal_llama.constants import TORCH_DTYPES
 from colossal_llama.errors import UserError
-
-
-def read_model_config(folder: Path, flag: str) -> dict[str, Any]:
-    """The content of a model folder's ``config.json``.
-
-    Raises:
-        UserError: the folder or the file is missing, or it is not the configuration of a model.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{flag} {folder}: no such folder")
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise UserError(f"{flag} {folder}: no {CONFIG_FILE} in it; expected a Hugging Face model folder")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); the file is damaged, copy the model again") from error
-    if not isinstance(content, dict) or "model_type" not in content:
-        raise UserError(f"{path}: has no model_type; expected the config.json of a Hugging Face model")
-    return content
+from colossal_llama.model.model_folder import check_plain_folder
 
 
 def load_model(folder: Path, flag: str, precision: str, attn_implementation: str) -> Any:
     """The causal LM stored in ``folder``, in training mode and without a key-value cache.
-
-    A folder of LoRA adapters gives the base model that they name, with the adapters merged into it.
 
     Args:
         folder: Hugging Face model folder.
@@ -49,43 +27,37 @@ def load_model(folder: Path, flag: str, precision: str, attn_implementation: str
 
     from colossal_llama.model.pretrained import load_causal_lm
 
-    if (folder / ADAPTER_CONFIG_FILE).is_file():
-        return _load_with_adapter(folder, flag, precision, attn_implementation)
     dtype = getattr(torch, TORCH_DTYPES[precision])
     model = load_causal_lm(folder, flag, dtype, _supported_attention(folder, flag, attn_implementation))
     model.config.use_cache = False
+    train_padding_row(model)
     model.train()
     return model
+
+
+def train_padding_row(model: Any) -> None:
+    """Let the row of ``pad_token_id`` learn like any other.
+
+    Most architectures give it to ``torch.nn.Embedding`` as ``padding_idx``, whose gradient is then zero, and some
+    models pad with a token that is used (the end-of-sequence token). Padding needs no such care: nothing attends to it
+    and it has no targets, so its own gradient is zero.
+    """
+    model.get_input_embeddings().padding_idx = None
 
 
 def _supported_attention(folder: Path, flag: str, wanted: str) -> str:
     from transformers import AutoModelForCausalLM
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    model_type = read_model_config(folder, flag)["model_type"]
-    # Its get() does not know what it has not loaded yet.
-    config_class = CONFIG_MAPPING[model_type] if model_type in CONFIG_MAPPING else None  # noqa: SIM401
-    model_class = AutoModelForCausalLM._model_mapping.get(config_class, None)
-    if wanted == "sdpa" and model_class is not None and not model_class._supports_sdpa:
+    model_class = AutoModelForCausalLM._model_mapping[CONFIG_MAPPING[check_plain_folder(folder, flag)["model_type"]]]
+    if wanted == "sdpa" and not model_class._supports_sdpa:
         return "eager"
-    if wanted == "flash_attention_2" and model_class is not None and not model_class._supports_flash_attn_2:
+    if wanted == "flash_attention_2" and not model_class._supports_flash_attn_2:
         raise UserError(
             f"--use_flash_attn does not work with {flag} {folder}: transformers has no flash attention for "
             f"{model_class.__name__}; leave it away"
         )
     return wanted
-
-
-def _load_with_adapter(folder: Path, flag: str, precision: str, attn_implementation: str) -> Any:
-    from colossal_llama.model.lora import merge_adapter
-
-    base = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path", "")
-    if not Path(base).is_dir():
-        raise UserError(
-            f"{flag} {folder}: its {ADAPTER_CONFIG_FILE} names the base model {base!r}, which is no folder here"
-        )
-    model = load_model(Path(base), flag, precision, attn_implementation)
-    return merge_adapter(model, folder, flag)
 
 
 def check_vocabulary(
@@ -94,7 +66,7 @@ def check_vocabulary(
     """Refuse a tokenizer with ids beyond the model's embedding rows.
 
     Args:
-        model_config: of :func:`read_model_config`.
+        model_config: of ``model_folder.read_model_config``.
         tokenizer_size: number of tokens.
         folder: where they come from, for messages.
         flag: the flag that named it.

@@ -103,7 +103,7 @@ def _check_combination(model: Any, targets: Sequence[str], modules_to_save: Sequ
     both = set(targets) & set(modules_to_save)
     if both:
         raise UserError(f"--lora_modules_to_save {sorted(both)[0]}: also in --lora_target_modules; name it once")
-    embeddings = _embedding_names(model)
+    embeddings = embedding_names(model)
     saved = [name for name in embeddings if name in modules_to_save]
     adapted = [name for name in embeddings if name in targets]
     if _ties_embeddings(model) and adapted:
@@ -149,7 +149,7 @@ def _ties_embeddings(model: Any) -> bool:
     return bool(model.config.tie_word_embeddings) and model.get_output_embeddings() is not None
 
 
-def _embedding_names(model: Any) -> list[str]:
+def embedding_names(model: Any) -> list[str]:
     """Last names of the input and the output embedding."""
     modules = (model.get_input_embeddings(), model.get_output_embeddings())
     return [

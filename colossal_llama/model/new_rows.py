@@ -37,12 +37,14 @@ class NewTokens:
         sub_tokens: for each new id, the old ids that it replaces in running text, in their order; empty where
             the old tokenizer knows nothing of it.
         sub_token_lengths: for each of ``sub_tokens``, the characters of text that it stands for; at least 1.
+        control_ids: ids of control tokens, whose rows must be neither zero nor equal to another.
     """
 
     old_ids: Sequence[int]
     new_ids: Sequence[int]
     sub_tokens: Sequence[Sequence[int]]
     sub_token_lengths: Sequence[Sequence[int]]
+    control_ids: frozenset[int] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,8 @@
 """Model folders on disk: loading without losing bits, saving beside a tokenizer."""
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from colossal_llama.constants import CONFIG_FILE
 from colossal_llama.errors import UserError, is_out_of_memory
@@ -12,6 +11,13 @@ from colossal_llama.model.generation_config import (
     remove_generation_settings,
     remove_impossible_pad_id,
 )
+from colossal_llama.model.model_folder import check_plain_folder, stored_weights
+from colossal_llama.model.weight_check import (
+    check_weights,
+    refuse_quantised,
+    refuse_weights,
+    tied_copy_note,
+)
 from colossal_llama.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -19,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedModel
 
 MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*.bin*")
-"""Patterns of the files that make a folder a model's; everything else beside a tokenizer is kept."""
+"""Patterns of the files that make a folder a model's."""
 
 
 def load_causal_lm(
@@ -34,12 +40,13 @@ def load_causal_lm(
         attn_implementation: ``sdpa``, ``eager`` or ``flash_attention_2``; None for transformers' choice.
 
     Raises:
-        UserError: the folder is missing, holds no model, weights are missing or unreadable, or a configuration is
-            damaged. Settings that transformers could not write again are repaired: see :func:`describe_repairs`.
+        UserError: the folder is missing, holds no model or not only one, weights are missing, unknown or unreadable, or
+            a configuration is damaged. Settings that transformers could not write again are repaired: see
+            :func:`describe_repairs`.
     """
-    check_model_folder(path, flag)
     from transformers import AutoModelForCausalLM, GenerationConfig
 
+    check_weights(outline_causal_lm(path, flag), stored_weights(path, flag), path, flag)
     config = _read_config(path, flag)
     generation_config, _ = _repair_settings(path, config)
     with quiet_transformers():
@@ -100,9 +107,9 @@ def outline_causal_lm(path: Path, flag: str) -> "PreTrainedModel":
     No file of weights is opened. (from_pretrained with ``device_map="meta"`` reads every weight.)
 
     Raises:
-        UserError: there is no ``config.json``, or it is not that of a causal language model.
+        UserError: the folder will not do, or its ``config.json`` is not that of a causal language model.
     """
-    check_model_folder(path, flag)
+    check_plain_folder(path, flag)
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -119,24 +126,28 @@ def outline_causal_lm(path: Path, flag: str) -> "PreTrainedModel":
     return model
 
 
-def check_model_folder(path: Path, flag: str) -> None:
-    """Refuse what cannot be a model's folder.
+def inspect_model(path: Path, flag: str) -> str | None:
+    """Look at a model's files before it is trained, widened or merged: configuration, headers, names and shapes.
+
+    Returns:
+        What to tell about embeddings that are stored twice, or None.
 
     Raises:
-        UserError: it has no ``config.json``.
+        UserError: transformers would open something else, or not exactly what is stored, or the model is quantised.
     """
-    if not (path / CONFIG_FILE).is_file():
-        raise UserError(f"{flag} {path}: no {CONFIG_FILE} here; give a local Hugging Face model folder")
+    refuse_quantised(check_plain_folder(path, flag), path, flag)
+    outline, stored = outline_causal_lm(path, flag), stored_weights(path, flag)
+    check_weights(outline, stored, path, flag)
+    return tied_copy_note(outline, stored, path, flag)
 
 
-def refuse_weights(path: Path, flag: str, names: Sequence[str]) -> NoReturn:
-    """Say which weights are missing or of another shape than the model's.
+def describe_tied_copies(path: Path, flag: str) -> str | None:
+    """What to tell about tied embeddings that are stored twice and differ, or None; see ``tied_copy_note``.
 
     Raises:
-        UserError: always.
+        UserError: transformers would open something else.
     """
-    shown = ", ".join(names[:3])
-    raise UserError(f"{flag} {path}: weights are missing or misshapen ({shown}); copy the model again")
+    return tied_copy_note(outline_causal_lm(path, flag), stored_weights(path, flag), path, flag)
 
 
 def _unreadable(path: Path, flag: str, error: Exception) -> UserError:
@@ -153,30 +164,12 @@ def stored_dtype(path: Path) -> "torch.dtype | None":
     import torch
 
     dtypes = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-    files = sorted(path.glob("*.safetensors"))
     try:
-        if files:
-            found = {dtypes[name] for file in files for name in _dtype_names(file) if name in dtypes}
-        else:
-            found = {dtype for file in sorted(path.glob("pytorch_model*.bin")) for dtype in _pickled_dtypes(file)}
-    except Exception:  # SafetensorError, OSError, RuntimeError, UnpicklingError, by what is broken
+        found = {dtypes[one.dtype] for one in stored_weights(path, "").values() if one.dtype in dtypes}
+    except UserError:
         return None
     widest = list(dtypes.values())
-    return min(found.intersection(widest), key=widest.index, default=None)
-
-
-def _dtype_names(file: Path) -> set[str]:
-    from safetensors import safe_open
-
-    with safe_open(file, framework="pt") as tensors:
-        return {tensors.get_slice(key).get_dtype() for key in tensors.keys()}  # noqa: SIM118
-
-
-def _pickled_dtypes(file: Path) -> "set[torch.dtype]":
-    import torch
-
-    state = torch.load(str(file), map_location="meta", weights_only=True, mmap=True)
-    return {tensor.dtype for tensor in state.values() if isinstance(tensor, torch.Tensor)}
+    return min(found, key=widest.index, default=None)
 
 
 def is_model_file(path: Path) -> bool:

@@ -114,11 +114,9 @@ def checkpoint_tensors(folder: Path, flag: str) -> dict[str, StoredTensor]:
         return {one.name: one for one in read_header(folder / SINGLE_FILE)[0]}
     if not (folder / INDEX_FILE).is_file():
         raise UserError(f"{flag} {folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}; copy the model again")
-    weight_map = read_index(folder)["weight_map"]
+    weight_map = read_weight_map(folder / INDEX_FILE)
     stored: dict[str, StoredTensor] = {}
     for name in sorted(set(weight_map.values())):
-        if name != Path(name).name:
-            raise UserError(f"{folder / INDEX_FILE}: names the file {name!r}; expected one in the same folder")
         if not (folder / name).is_file():
             raise UserError(f"{folder / INDEX_FILE}: names the file {name}, which is missing; copy the model again")
         stored |= {one.name: one for one in read_header(folder / name)[0]}
@@ -137,13 +135,30 @@ def read_index(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: it is not JSON or has no ``weight_map``.
     """
+    return _read_index_file(folder / INDEX_FILE)
+
+
+def read_weight_map(path: Path) -> dict[str, str]:
+    """Which file each tensor is in, from the index of a sharded checkpoint of either format.
+
+    Raises:
+        UserError: it is not an index, or names a file in another folder.
+    """
+    weight_map: dict[str, str] = _read_index_file(path)["weight_map"]
+    for name in weight_map.values():
+        if name != Path(name).name:
+            raise UserError(f"{path}: names the file {name!r}; expected one in the same folder")
+    return weight_map
+
+
+def _read_index_file(path: Path) -> dict[str, Any]:
     try:
-        index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-        if all(isinstance(name, str) for name in index["weight_map"].values()):
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if index["weight_map"] and all(isinstance(name, str) for name in index["weight_map"].values()):
             return index
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    raise UserError(f"{folder / INDEX_FILE}: is not the index of a checkpoint; copy the model again")
+    raise UserError(f"{path}: is not the index of a checkpoint; copy the model again")
 
 
 def count_elements(tensor: StoredTensor, replaced: Mapping[str, Replacement]) -> int:

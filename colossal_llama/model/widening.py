@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,18 +18,17 @@ from colossal_llama.model.embeddings import (
     plan_widening,
     report_widening,
     rows_needed,
-    unmatched_weights,
 )
-from colossal_llama.model.loader import read_model_config
+from colossal_llama.model.model_folder import check_plain_folder
 from colossal_llama.model.new_rows import NewTokens
-from colossal_llama.model.pretrained import outline_causal_lm, refuse_weights, save_as_safetensors
+from colossal_llama.model.pretrained import outline_causal_lm, save_as_safetensors
 from colossal_llama.model.stored_tensors import (
     INDEX_FILE,
     ITEM_BYTES,
     SINGLE_FILE,
-    StoredTensor,
     checkpoint_tensors,
 )
+from colossal_llama.model.weight_check import check_weights, tied_copy_note, unmatched_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,7 +53,7 @@ def begin_copy(source: Path, flag: str, folder: Path) -> Iterator[CheckpointWrit
     Raises:
         UserError: the folder, its ``config.json`` or weights are missing, truncated or damaged.
     """
-    content = read_model_config(source, flag)
+    content = check_plain_folder(source, flag)
     if _is_other_format(source):
         yield None
         return
@@ -121,9 +120,7 @@ def _widen(
     writer: CheckpointWriter,
 ) -> WideningReport:
     outline = outline_causal_lm(source, flag)
-    unmatched = _unmatched(outline, writer.tensors)
-    if unmatched:
-        refuse_weights(source, flag, unmatched)
+    check_weights(outline, writer.tensors, source, flag)
     tensors = find_row_tensors(outline, writer.tensors)
     rows = rows_needed(tensors[0].rows, tokens, pad_to_multiple_of, str(source))
     deviation = getattr(outline.config, "initializer_range", None) or InitSettings.deviation
@@ -134,16 +131,18 @@ def _widen(
     if (source / _GENERATION_FILE).is_file():
         shutil.copyfile(source / _GENERATION_FILE, folder / _GENERATION_FILE)
     _check_result(folder, flag)
-    return report_widening(tensors, wider, rows, tokens, settings)
+    report = report_widening(tensors, wider, rows, tokens, settings)
+    return dataclasses.replace(report, note=tied_copy_note(outline, writer.tensors, source, flag))
 
 
 def _write_config(outline: "PreTrainedModel", source: Path, dtype: str, rows: int, folder: Path) -> None:
-    """The source's ``config.json`` with the new number of rows; everything else stays as it was written.
+    """The source's ``config.json`` with the new number of rows; everything else but ``auto_map`` stays as it was.
 
     Where it names a dtype that cannot hold what the embeddings are stored in, it names theirs from now on: whoever
     loads the model as the configuration says would lose bits.
     """
     content: dict[str, Any] = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))
+    content.pop("auto_map", None)  # names code that is neither run nor copied
     text_config = outline.config.get_text_config()
     key = text_config.attribute_map.get("vocab_size", "vocab_size")
     place = content
@@ -157,21 +156,10 @@ def _write_config(outline: "PreTrainedModel", source: Path, dtype: str, rows: in
     (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def _unmatched(outline: "PreTrainedModel", stored: Mapping[str, StoredTensor]) -> list[str]:
-    """:func:`unmatched_weights`; of a quantised model only embeddings, as the other weights' names are its method's."""
-    unmatched = unmatched_weights(outline, stored)
-    if getattr(outline.config, "quantization_config", None) is None:
-        return unmatched
-    modules = (outline.get_input_embeddings(), outline.get_output_embeddings())
-    own = {id(one) for module in modules if module is not None for one in module.parameters()}
-    kept = {name for name, one in outline.named_parameters(remove_duplicate=False) if id(one) in own}
-    return [name for name in unmatched if name in kept]
-
-
 def _check_result(folder: Path, flag: str) -> None:
     """Hold what was written against its own configuration, as a user's transformers will."""
     outline = outline_causal_lm(folder, flag)
-    unmatched = _unmatched(outline, checkpoint_tensors(folder, flag))
+    unmatched = unmatched_weights(outline, checkpoint_tensors(folder, flag))
     if unmatched:
         raise UserError(
             f"{flag}: models of the type {outline.config.model_type} cannot be widened: {unmatched[0]} depends on "

@@ -8,7 +8,7 @@ from typing import Any
 
 from colossal_llama.config.recipe import LauncherSettings, Recipe, StageRecipe
 from colossal_llama.errors import UserError
-from colossal_llama.model.loader import read_model_config
+from colossal_llama.model.model_folder import read_model_config
 from colossal_llama.optim import check_optimizer
 from colossal_llama.planning.shapes import KNOWN_SHAPES
 from colossal_llama.plugins import PLUGINS, build_options, check_model, read_architecture

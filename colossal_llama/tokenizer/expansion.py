@@ -10,9 +10,9 @@ from colossal_llama.atomic import atomic_directory, refuse_existing
 from colossal_llama.errors import UserError
 from colossal_llama.tokenizer.bytelevel import is_whole_text, readable
 from colossal_llama.tokenizer.expansion_report import VocabularyExpansion
-from colossal_llama.tokenizer.families import Family, family_of
+from colossal_llama.tokenizer.families import Family, family_of, settle_config
 from colossal_llama.tokenizer.fingerprint import tokenizer_fingerprint
-from colossal_llama.tokenizer.loading import load_slow_tokenizer, load_tokenizer
+from colossal_llama.tokenizer.loading import SETTINGS_FILES, load_slow_tokenizer, load_tokenizer
 from colossal_llama.tokenizer.pieces import PieceSelection, require_pieces, select_pieces
 from colossal_llama.tokenizer.reachability import KEEP, REPAIR, Unreachable, settle, unreachable_pieces
 from colossal_llama.tokenizer.sub_tokens import check_old_ids
@@ -24,15 +24,6 @@ if TYPE_CHECKING:
 SOURCE_FLAG = "--source_tokenizer_dir"
 TARGET_FLAG = "--target_tokenizer_dir"
 PIECES_NAME = "the pieces themselves"
-
-SETTINGS_FILES = (
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""Copied byte for byte: no old id changes, so they stay true."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +78,7 @@ def expand_tokenizer(
     with atomic_directory(target_dir) as scratch:
         _copy_settings(source_dir, scratch)
         family.write(scratch)
+        settle_config(scratch / "tokenizer_config.json", family.name)
         pair = _load_pair(family, old, source_dir, scratch)
         comparisons = _compare(family, pair, chosen, intermediates, unreachable, check_texts or {})
         report = _report(family, pair, (selection, chosen, found, unreachable), intermediates, comparisons)
@@ -158,6 +150,7 @@ def _compare(
 
 
 def _copy_settings(source_dir: Path, folder: Path) -> None:
+    """Copy the settings byte for byte: no old id changes, so they stay true."""
     for name in SETTINGS_FILES:
         if (source_dir / name).is_file():
             shutil.copyfile(source_dir / name, folder / name)

@@ -141,17 +141,22 @@ def _unigram(
 def _write_sentencepiece(folder: Path, proto: Any, backend: dict[str, Any]) -> None:
     (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
     write_json(folder / "tokenizer.json", backend)
-    _let_fast_load(folder / "tokenizer_config.json")
 
 
-def _let_fast_load(config_file: Path) -> None:
-    """Drop ``"add_prefix_space": true``, the default: given, it makes every load convert the model anew."""
+def settle_config(config_file: Path, family: str) -> None:
+    """Take out of ``tokenizer_config.json`` what keeps the written files from loading as they stand.
+
+    That is ``auto_map``, which names code that is not copied, and for SentencePiece ``"add_prefix_space": true``, the
+    default: given, it makes every load convert the model anew.
+    """
     if not config_file.is_file():
         return
     config = json.loads(config_file.read_text(encoding="utf-8"))
-    if config.get("add_prefix_space") is True:
-        del config["add_prefix_space"]
-        write_json(config_file, config)
+    kept = {key: value for key, value in config.items() if key != "auto_map"}
+    if family.startswith("sentencepiece") and kept.get("add_prefix_space") is True:
+        del kept["add_prefix_space"]
+    if kept != config:
+        write_json(config_file, kept)
 
 
 def write_json(path: Path, content: Any) -> None:

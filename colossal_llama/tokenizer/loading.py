@@ -13,6 +13,18 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """A tokenizer folder holds at least one of these."""
 
+SETTINGS_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What a tokenizer of any class keeps beside its vocabulary."""
+
+VOCABULARY_FILES = (*TOKENIZER_FILES, "merges.txt", "vocab.txt", "spiece.model", "sentencepiece.bpe.model")
+"""Vocabularies of the slow and the fast classes."""
+
 
 def check_tokenizer_folder(path: Path, flag: str) -> None:
     """Refuse what cannot be a tokenizer folder before any library is asked.
@@ -26,6 +38,19 @@ def check_tokenizer_folder(path: Path, flag: str) -> None:
         raise UserError(f"{flag} {path}: is a file; give the folder that holds the tokenizer's files")
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{flag} {path}: no tokenizer here; expected one of {', '.join(TOKENIZER_FILES)}")
+
+
+def tokenizer_files(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> list[Path]:
+    """The files of a folder that belong to its tokenizer, and nothing else that may lie there.
+
+    Args:
+        folder: where it was loaded from.
+        tokenizer: whose class may name further files of a vocabulary.
+    """
+    own = [str(name) for name in type(tokenizer).vocab_files_names.values()]
+    names = dict.fromkeys([*VOCABULARY_FILES, *SETTINGS_FILES, *own])
+    versioned = sorted(folder.glob("tokenizer.*.json"))  # for certain versions of transformers
+    return [path for path in (*(folder / name for name in names), *versioned) if path.is_file()]
 
 
 def load_tokenizer(path: str | Path, flag: str) -> "PreTrainedTokenizerBase":
@@ -64,7 +89,8 @@ def load_slow_tokenizer(folder: Path) -> "PreTrainedTokenizerBase | None":
             )
         except Exception:  # as many types as for the fast one
             return None
-    return None if tokenizer.is_fast else tokenizer
+    # False where the files are those of no slow class (transformers gives that instead of an error).
+    return None if tokenizer is False or tokenizer.is_fast else tokenizer
 
 
 def explain_failure(folder: Path, error: Exception) -> str:

@@ -6,6 +6,8 @@ in float64 on one document at a time. The hook WRITE_GRADIENTS brings them out o
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -207,3 +209,15 @@ def test_split_sequences_are_accumulated_right_only_with_the_remedy(mode, tmp_pa
     wrong = {name for name, error in errors(found, uneven.gradients).items() if error > 0.5}
     assert wrong
     assert all("norm" in name for name in wrong)
+
+
+@pytest.mark.parametrize("name", ["zero2-accumulate", "3d-tp2"])
+def test_a_padding_token_that_is_used_gets_its_gradient(name, tmp_path, model, uneven):
+    """Token 2 is the most frequent of the rows; as padding_idx its input row would get no gradient."""
+    folder = Path(shutil.copytree(model, tmp_path / "model"))
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"pad_token_id": 2}))
+    (case,) = [case for case in CASES if case.name == name]
+    found = gradients_of(tmp_path, folder, uneven, "fp32", case.flags, environment=case.environment)
+    assert uneven.gradients["model.embed_tokens.weight"][2].abs().max() > 0
+    assert_equal(found, uneven.gradients, FP32_TOLERANCE)

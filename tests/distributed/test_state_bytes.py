@@ -5,7 +5,7 @@ import json
 import pytest
 
 from colossal_llama.config.train import TrainConfig
-from colossal_llama.model.loader import read_model_config
+from colossal_llama.model.model_folder import read_model_config
 from colossal_llama.planning.workload import training_memory
 from tests.distributed.test_plugins import flags
 from tests.helpers.launching import train

@@ -34,6 +34,11 @@ from colossal_llama.tokenizer.candidates import METHODS
 ROOT = Path(__file__).resolve().parents[2]
 REQUIRED = "required"
 
+CONTROL: dict[str, tuple[Any, ...]] = {
+    "--special_tokens": ([],),
+    "--special_tokens_file": (None,),
+    "--chat_template": (None,),
+}
 PREPARE: dict[str, tuple[Any, ...]] = {
     "--data_input_dirs": (REQUIRED,),
     "--tokenizer_dir": (REQUIRED,),
@@ -147,14 +152,16 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
     InitTokenizerConfig: {
         "--source_tokenizer_dir": (REQUIRED,),
         "--target_tokenizer_dir": (REQUIRED,),
-        "--expand_tokens_file": (REQUIRED,),
+        "--expand_tokens_file": (None,),
+        **CONTROL,
         "--unreachable": ("repair",),
         "--check_text": ([],),
         "--overwrite": (False,),
     },
     InitModelConfig: {
         "--source_model_and_tokenizer_path": (REQUIRED,),
-        "--target_tokenizer_path": (REQUIRED,),
+        "--target_tokenizer_path": (None,),
+        **CONTROL,
         "--target_model_path": (REQUIRED,),
         "--pad_to_multiple_of": (1,),
         "--init_method": ("weighted_mean",),

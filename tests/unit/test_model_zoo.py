@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from colossal_llama.commands.train import check_same_model
 from colossal_llama.errors import UserError
@@ -171,3 +172,28 @@ def test_weights_of_another_size_are_refused_and_defaults_are_not(tmp_path: Path
     saved = config_of(folders["Llama 1, 2"])
     published = {key: value for key, value in saved.items() if key != "num_key_value_heads"}
     check_same_model(published, saved, tmp_path)
+
+
+WITHOUT_PADDING_ROW = ("Falcon", "Bloom", "GPT-2", "GPT-J")
+"""Architectures that do not give ``pad_token_id`` to their embedding."""
+
+
+@pytest.mark.parametrize("pad", [1, 7], ids=["end of sequence", "text"])
+@pytest.mark.parametrize("name", ZOO)
+def test_a_padding_token_that_is_used_learns_like_any_other(name: str, pad: int, tmp_path: Path) -> None:
+    folder = save_zoo_model(tmp_path, name, **({} if name == "Phi-3" else {"pad_token_id": pad}))
+    path = folder / "config.json"
+    path.write_text(json.dumps(config_of(folder) | {"pad_token_id": pad}))
+    ids = torch.tensor([[pad, 3, pad, 9, 4, pad, 5, 11]])
+
+    def embedding_gradient(model: Any) -> torch.Tensor:
+        model.eval()(input_ids=ids, labels=ids).loss.backward()
+        return model.get_input_embeddings().weight.grad
+
+    plain = AutoModelForCausalLM.from_pretrained(str(folder), attn_implementation="eager")
+    assert (plain.get_input_embeddings().padding_idx is None) == (name in WITHOUT_PADDING_ROW)
+    plain.get_input_embeddings().padding_idx = None
+    expected = embedding_gradient(plain)
+    found = embedding_gradient(load_model(folder, "--pretrained", "fp32", "eager"))
+    assert expected[pad].abs().max() > 0
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
