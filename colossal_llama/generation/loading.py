@@ -100,13 +100,11 @@ def _say_which_head_counts(folder: Path, flag: str) -> None:
 def _load_with_base(
     adapter: Path, device: str, flag: str, precision: str, base_model_path: str | None
 ) -> tuple[Any, Any]:
-    from transformers import GenerationConfig
-
     from colossal_llama.model.adapters import find_base
     from colossal_llama.model.base_fingerprint import check_base
+    from colossal_llama.model.generation_config import GENERATION_CONFIG_FILE, read_generation_config
     from colossal_llama.model.loader import check_vocabulary, load_model
     from colossal_llama.model.lora import merge_adapter
-    from colossal_llama.quiet import quiet_transformers
 
     base = find_base(adapter, flag, base_model_path)
     check_base(adapter, base, "--base_model_path")
@@ -115,9 +113,8 @@ def _load_with_base(
     _say_which_head_counts(base, "--base_model_path")
     model = merge_adapter(model, adapter, flag)
     check_vocabulary({"vocab_size": model.get_input_embeddings().weight.shape[0]}, len(tokenizer), adapter, flag)
-    if (adapter / "generation_config.json").is_file():
-        with quiet_transformers():  # published ones contradict themselves
-            model.generation_config = GenerationConfig.from_pretrained(str(adapter), local_files_only=True)
+    if (adapter / GENERATION_CONFIG_FILE).is_file():
+        model.generation_config = read_generation_config(adapter, model.config).config
     return model, tokenizer
 
 
