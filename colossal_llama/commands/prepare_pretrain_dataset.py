@@ -38,9 +38,14 @@ def build_job(config: PretrainPrepareConfig) -> "PrepareJob":
         UserError: an unusable tokenizer.
     """
     from colossal_llama.data.chat_templates import CHAT_TEMPLATES
+    from colossal_llama.data.formats.field_use import REFUSABLE
     from colossal_llama.data.job import PrepareJob, PrepareSettings
     from colossal_llama.tokenizer.loading import load_tokenizer
 
+    for unknown in set(config.ignored_fields()) - REFUSABLE:
+        raise UserError(
+            f"--ignore_fields {unknown}: no such field would be refused; expected {', '.join(sorted(REFUSABLE))}"
+        )
     flag = f"--tokenizer_dir {config.tokenizer_dir}"
     tokenizer = load_tokenizer(config.tokenizer_dir, "--tokenizer_dir")
     name = config.template_name()
@@ -59,6 +64,7 @@ def build_job(config: PretrainPrepareConfig) -> "PrepareJob":
             validation_fraction=config.validation_fraction,
             data_format=config.data_format,
             text_field=config.text_field,
+            ignore_fields=config.ignored_fields(),
             on_bad_record=config.on_bad_record,
             screening=build_screening(config),
         ),

@@ -85,7 +85,7 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
         spec=encoder_spec(job.tokenizer, "--tokenizer_dir", control, job.encoder),
         template=job.template,
         max_length=job.settings.max_length,
-        options=FormatOptions(job.settings.text_field),
+        options=FormatOptions(job.settings.text_field, frozenset(job.settings.ignore_fields)),
         skip_bad_records=job.settings.on_bad_record == "skip",
         screening=job.settings.screening,
     )

@@ -4,6 +4,7 @@ import codecs
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from colossal_llama.data.formats import (
     RecordFormat,
     detect_format,
 )
+from colossal_llama.data.formats.field_use import REFUSABLE, count_names
 from colossal_llama.data.input_files import KINDS, InputFile, list_input_files
 from colossal_llama.data.readers import Record, read_slice
 from colossal_llama.data.slices import plan_slices
@@ -51,6 +53,7 @@ class TextReader:
         data_format: name of a record format, or "auto".
         text_field: the field that the format "text" reads.
         dropped: after reading, how many records held no text, by reason.
+        unread: after reading, how many records hold something in a field which is not read, by its name.
     """
 
     inputs: Sequence[str]
@@ -58,6 +61,7 @@ class TextReader:
     data_format: str = "auto"
     text_field: str | None = None
     dropped: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
 
     def files(self) -> list[InputFile]:
         """The files, each once, in the order of ``inputs``.
@@ -86,7 +90,9 @@ class TextReader:
         Raises:
             UserError: an input cannot be read, or a record is not of its file's format.
         """
-        options = FormatOptions(self.text_field)
+        # What changes the meaning of an answer does not change its text.
+        options = FormatOptions(self.text_field, REFUSABLE)
+        note_unread = partial(count_names, self.unread)
         for file in self.files():
             category = Path(file.path).name.split(".")[0]
             if file.kind == PLAIN_TEXT:
@@ -97,7 +103,7 @@ class TextReader:
                 continue
             known = self._format(records, file.path, options)
             for record in _records(file):
-                parsed = known.parse(record, options)
+                parsed = known.parse(record, options, note_unread)
                 if isinstance(parsed, Dropped):
                     self.dropped[parsed.reason] += 1
                 else:

@@ -47,6 +47,7 @@ PREPARE: dict[str, tuple[Any, ...]] = {
     "--packing": ("best_fit",),
     "--data_format": ("auto",),
     "--text_field": (None,),
+    "--ignore_fields": (None,),
     "--on_bad_record": ("stop",),
     "--deduplicate": ("none",),
     "--near_duplicate_threshold": (0.8,),

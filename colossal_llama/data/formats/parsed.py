@@ -39,6 +39,16 @@ class Message:
         content = "".join(text for text, _ in parts)
         return cls(ASSISTANT, content, None if all(learn for _, learn in parts) else parts)
 
+    @classmethod
+    def without_loss(cls, content: str) -> "Message":
+        """An assistant's message of which nothing is learned, its end token neither."""
+        return cls(ASSISTANT, content, ((content, False),))
+
+    @property
+    def has_loss(self) -> bool:
+        """Whether anything of an assistant's message is learned, and so its end token too."""
+        return self.segments is None or any(learn for _, learn in self.segments)
+
     @property
     def learned_text(self) -> str:
         """What of an assistant's message is learned."""
@@ -73,9 +83,15 @@ Parsed = Sample | Conversation | Dropped
 
 @dataclass(frozen=True, slots=True)
 class FormatOptions:
-    """Choices of the user's; ``text_field`` names the field that the format "text" reads."""
+    """Choices of the user's.
+
+    Attributes:
+        text_field: the field that the format "text" reads.
+        ignored: names of fields that are passed over although they change what a record means.
+    """
 
     text_field: str | None = None
+    ignored: frozenset[str] = frozenset()
 
 
 NO_OPTIONS = FormatOptions()
