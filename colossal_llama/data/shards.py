@@ -96,11 +96,16 @@ class ShardTask:
 
 
 class ShardMaker:
-    """Reads, screens and tokenises slices, and writes shards."""
+    """Reads, screens and tokenises slices, and writes shards.
 
-    def __init__(self, setup: TokenizeSetup) -> None:
+    Args:
+        setup: what to do.
+        encoder: of ``setup.spec``, where there is one already; building it takes most of the time.
+    """
+
+    def __init__(self, setup: TokenizeSetup, encoder: TextEncoder | None = None) -> None:
         self._setup = setup
-        encoder = TextEncoder(setup.spec)
+        encoder = encoder or TextEncoder(setup.spec)
         self._documents = DocumentTokenizer(encoder)
         self._conversations = None
         if setup.template is not None:
