@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from colossal_llama.data.formats import FORMATS
-from colossal_llama.data.formats.conversations import NO_LOSS
+from colossal_llama.data.formats.conversations import EMPTY_ASSISTANT, NO_LOSS
 from colossal_llama.data.formats.loss_flags import LOSS_FLAGS
 from colossal_llama.data.formats.parsed import NO_OPTIONS, Conversation, Dropped, Parsed
 from colossal_llama.data.readers import Record
@@ -84,6 +84,13 @@ def test_a_conversation_without_loss_is_dropped_and_counted(kind: str) -> None:
 def test_an_empty_answer_without_loss_does_no_harm() -> None:
     fields = two_turns("messages", {"weight": 0, "content": ""})
     assert answers_with_loss(parse("messages", fields)) == [False, True]
+
+
+def test_a_result_of_a_tool_is_no_answer_without_loss() -> None:
+    """An answer of which nothing is left to learn is as empty as before, whatever the flags of other turns."""
+    turn = {"Human": "q", "Tool Responses": "42", "MOSS": ""}
+    fields = {"chat": {"turn_1": turn, "turn_2": {"Human": "q", "MOSS": "a", "weight": 0}}}
+    assert parse("moss", fields) == Dropped(EMPTY_ASSISTANT)
 
 
 MASKED: list[tuple[str, dict[str, Any]]] = [

@@ -26,11 +26,13 @@ class Message:
         content: its text.
         segments: of an assistant's message that is learned in part: pairs of text and whether it is learned,
             which add up to ``content``. None for a message that is learned whole.
+        has_loss: whether an assistant's message is learned at all, its end token included.
     """
 
     role: str
     content: str
     segments: tuple[tuple[str, bool], ...] | None = None
+    has_loss: bool = True
 
     @classmethod
     def of_segments(cls, segments: Iterable[tuple[str, bool]]) -> "Message":
@@ -42,12 +44,7 @@ class Message:
     @classmethod
     def without_loss(cls, content: str) -> "Message":
         """An assistant's message of which nothing is learned, its end token neither."""
-        return cls(ASSISTANT, content, ((content, False),))
-
-    @property
-    def has_loss(self) -> bool:
-        """Whether anything of an assistant's message is learned, and so its end token too."""
-        return self.segments is None or any(learn for _, learn in self.segments)
+        return cls(ASSISTANT, content, has_loss=False)
 
     @property
     def learned_text(self) -> str:
