@@ -65,6 +65,7 @@ def build_job(config: PretrainPrepareConfig) -> "PrepareJob":
             data_format=config.data_format,
             text_field=config.text_field,
             ignore_fields=config.ignored_fields(),
+            recursive=config.recursive,
             on_bad_record=config.on_bad_record,
             screening=build_screening(config),
         ),

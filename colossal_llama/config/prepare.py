@@ -15,9 +15,10 @@ class PretrainPrepareConfig:
     """Flags of prepare_pretrain_dataset.py; refuses contradictory values."""
 
     data_input_dirs: str = flag(
-        help="comma-separated directories of data files (jsonl, jsonl.gz, jsonl.zst, json, "
+        help="comma-separated directories of data files (jsonl, ndjson, json, txt, each also gz, zst, bz2, xz; "
         "parquet) or folders of save_to_disk, one sub-dataset each"
     )
+    recursive: bool = flag(False, help="read the files in subfolders of the directories too")
     tokenizer_dir: str = flag(help="Hugging Face tokenizer folder")
     data_output_dirs: str | None = flag(
         None,

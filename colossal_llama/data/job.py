@@ -29,6 +29,7 @@ class PrepareSettings:
         ignore_fields: names of fields that are passed over although they change what a record means.
         on_bad_record: ``stop`` at the first, or ``skip`` and list them.
         screening: what is looked for in texts.
+        recursive: read the subfolders of folders too.
     """
 
     max_length: int
@@ -44,6 +45,7 @@ class PrepareSettings:
     ignore_fields: tuple[str, ...] = ()
     on_bad_record: str = "stop"
     screening: Screening = field(default_factory=Screening)
+    recursive: bool = False
 
 
 @dataclass(frozen=True)

@@ -132,6 +132,8 @@ class Manifest:
         turns_without_loss: turns that would have made a row's piece in which nothing is learned.
         tokens_without_loss: tokens of those pieces, which are not in ``tokens_in``.
         fields_not_read: records that hold something in a field which is not read, by its name.
+        files_not_read: why files and folders of the inputs were passed over, by path; the first 1,000.
+        number_not_read: of all of them.
         format_version: of this file.
     """
 
@@ -164,6 +166,8 @@ class Manifest:
     turns_without_loss: int = 0
     tokens_without_loss: int = 0
     fields_not_read: dict[str, int] = field(default_factory=dict)
+    files_not_read: dict[str, str] = field(default_factory=dict)
+    number_not_read: int = 0
     format_version: int = FORMAT_VERSION
 
 

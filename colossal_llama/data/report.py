@@ -66,7 +66,7 @@ _SHOWN_ELSEWHERE = {
         "target_tokens",
     ),
     *("max_length", "split_documents", "dropped_turns", "dropped_turn_tokens", "trailing_human"),
-    *("turns_without_loss", "tokens_without_loss", "fields_not_read"),
+    *("turns_without_loss", "tokens_without_loss", "fields_not_read", "files_not_read", "number_not_read"),
 }
 """Fields of the manifest that have a place outside of the last section."""
 
@@ -213,9 +213,11 @@ def _dropped(manifest: dict[str, Any]) -> str:
 
 
 def _not_read(manifest: dict[str, Any]) -> str:
-    """What the input holds besides: fields of records, under the names that they have there."""
+    """What the inputs hold besides: files, and fields of records under the names that they have there."""
+    files: Table = [[str(path), str(reason)] for path, reason in (manifest.get("files_not_read") or {}).items()]
+    table = html_table(["file or folder", "reason"], files, "files that are not read", align=False)
     rows = [[str(name), show_value(number)] for name, number in (manifest.get("fields_not_read") or {}).items()]
-    return html_table(["field", "records"], rows, "fields that are not read")
+    return table + html_table(["field", "records"], rows, "fields that are not read")
 
 
 def _length_figures(total: PartStatistics, max_length: int) -> str:

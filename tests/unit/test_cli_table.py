@@ -36,6 +36,7 @@ REQUIRED = "required"
 
 PREPARE: dict[str, tuple[Any, ...]] = {
     "--data_input_dirs": (REQUIRED,),
+    "--recursive": (False,),
     "--tokenizer_dir": (REQUIRED,),
     "--data_output_dirs": (None,),
     "--data_jsonl_output_dir": (None,),
@@ -130,6 +131,7 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--plot": (None,),
         "--data_format": ("auto",),
         "--text_field": (None,),
+        "--recursive": (False,),
         "--overwrite": (False,),
     },
     TokenizerReportConfig: {
@@ -143,6 +145,7 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--html": (None,),
         "--data_format": ("auto",),
         "--text_field": (None,),
+        "--recursive": (False,),
         "--overwrite": (False,),
     },
     InitTokenizerConfig: {
@@ -298,6 +301,7 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--resamples": (1000,),
         "--data_format": ("auto",),
         "--text_field": (None,),
+        "--recursive": (False,),
         "--allow_code_execution": (False,),
         "--device": ("cuda:0",),
         "--seed": (42,),
@@ -317,6 +321,7 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--resamples": (1000,),
         "--data_format": ("auto",),
         "--text_field": (None,),
+        "--recursive": (False,),
         "--device": ("cuda:0",),
         "--seed": (42,),
     },
