@@ -63,7 +63,11 @@ def _plan(config: CompareConfig) -> Plan:
     from colossal_llama.evaluation.measured_texts import read_held_out
     from colossal_llama.generation import choose_device
 
-    texts = read_held_out(config.held_out, config.data_format, config.text_field) if config.held_out else None
+    texts = (
+        read_held_out(config.held_out, config.data_format, config.text_field, config.recursive)
+        if config.held_out
+        else None
+    )
     return Plan(
         device=choose_device(config.device),
         texts=texts,

@@ -80,7 +80,7 @@ def _texts(config: EvaluateConfig) -> HeldOutTexts | None:
         return None
     from colossal_llama.evaluation.measured_texts import read_held_out
 
-    return read_held_out(config.held_out, config.data_format, config.text_field)
+    return read_held_out(config.held_out, config.data_format, config.text_field, config.recursive)
 
 
 def _measure_texts(

@@ -39,9 +39,14 @@ def build_job(config: PretrainPrepareConfig) -> "PrepareJob":
     """
     from colossal_llama.data.chat_templates import CHAT_TEMPLATES
     from colossal_llama.data.exported_template import with_exported_template
+    from colossal_llama.data.formats.field_use import REFUSABLE
     from colossal_llama.data.job import PrepareJob, PrepareSettings
     from colossal_llama.tokenizer.loading import load_tokenizer
 
+    for unknown in set(config.ignored_fields()) - REFUSABLE:
+        raise UserError(
+            f"--ignore_fields {unknown}: no such field would be refused; expected {', '.join(sorted(REFUSABLE))}"
+        )
     flag = f"--tokenizer_dir {config.tokenizer_dir}"
     tokenizer = load_tokenizer(config.tokenizer_dir, "--tokenizer_dir")
     name = config.template_name()
@@ -61,6 +66,8 @@ def build_job(config: PretrainPrepareConfig) -> "PrepareJob":
             validation_fraction=config.validation_fraction,
             data_format=config.data_format,
             text_field=config.text_field,
+            ignore_fields=config.ignored_fields(),
+            recursive=config.recursive,
             on_bad_record=config.on_bad_record,
             screening=build_screening(config),
         ),

@@ -38,15 +38,15 @@ def tokenizer_report(config: TokenizerReportConfig) -> None:
     if config.model is not None:
         hidden_size, tied = read_model_shape(Path(config.model), "--model")
     meters = load_meters(config.tokenizers)
-    reader = TextReader(config.text_files, "--text_files", config.data_format, config.text_field)
+    reader = TextReader(config.text_files, "--text_files", config.data_format, config.text_field, config.recursive)
     measure_texts(meters, ((text.category, text.text) for text in reader))
     if not meters[0].categories:
         raise UserError(
             f"--text_files {' '.join(config.text_files)}: no text (records without any: "
             f"{describe_skipped(reader.dropped)})"
         )
-    if reader.dropped:
-        print(f"records without text: {describe_skipped(reader.dropped)}")
+    for line in reader.notes():
+        print(line)
     comparison = Comparison(meters, hidden_size, tied, config.tokens_per_parameter)
     print(to_terminal(comparison))
     for name, render in (("markdown", to_markdown), ("html", to_html)):

@@ -64,7 +64,7 @@ def _read_corpus(config: TrainTokenizerConfig) -> "MiningCorpus":
     from colossal_llama.tokenizer.pieces import describe_skipped
     from colossal_llama.tokenizer.sampling import sample_corpus
 
-    reader = TextReader(config.text_files, "--text_files", config.data_format, config.text_field)
+    reader = TextReader(config.text_files, "--text_files", config.data_format, config.text_field, config.recursive)
     corpus = sample_corpus(
         (text.text for text in reader), config.held_out_fraction, config.sample_characters, config.seed
     )
@@ -77,8 +77,8 @@ def _read_corpus(config: TrainTokenizerConfig) -> "MiningCorpus":
             "or --held_out_fraction 0 to rank and measure on the same text"
         )
     print(corpus.describe(), flush=True)
-    if reader.dropped:
-        print(f"records without text: {describe_skipped(reader.dropped)}", flush=True)
+    for line in reader.notes():
+        print(line, flush=True)
     return corpus
 
 

@@ -62,6 +62,7 @@ class EvaluateConfig:
     resamples: int = flag(1000, help=RESAMPLES_HELP)
     data_format: str = flag("auto", help=FORMAT_HELP)
     text_field: str | None = flag(None, help=FIELD_HELP)
+    recursive: bool = flag(False, help="read the files in subfolders of directories too")
     allow_code_execution: bool = flag(
         False, help="run the programs that the model writes (humaneval), on this machine and with your rights"
     )
@@ -120,6 +121,7 @@ class CompareConfig:
     data_format: str = flag("auto", help=FORMAT_HELP)
     text_field: str | None = flag(None, help=FIELD_HELP)
     parse_special: bool = flag(False, help=PARSE_SPECIAL_HELP)
+    recursive: bool = flag(False, help="read the files in subfolders of directories too")
     device: str = flag("cuda:0", help=DEVICE_HELP)
     seed: int = flag(42, help="seed of the bootstrap")
 

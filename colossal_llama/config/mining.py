@@ -61,6 +61,7 @@ class TrainTokenizerConfig:
     plot: str | None = flag(None, help="PNG file for the curve, with its knee; needs matplotlib")
     data_format: str = flag("auto", help=FORMAT_HELP)
     text_field: str | None = flag(None, help=FIELD_HELP)
+    recursive: bool = flag(False, help="read the files in subfolders of directories too")
     overwrite: bool = flag(False, help=OVERWRITE_HELP)
 
     def __post_init__(self) -> None:
@@ -105,6 +106,7 @@ class TokenizerReportConfig:
     html: str | None = flag(None, help="HTML file to write; it opens offline")
     data_format: str = flag("auto", help=FORMAT_HELP)
     text_field: str | None = flag(None, help=FIELD_HELP)
+    recursive: bool = flag(False, help="read the files in subfolders of directories too")
     overwrite: bool = flag(False, help=OVERWRITE_HELP)
 
     def __post_init__(self) -> None:

@@ -15,9 +15,10 @@ class PretrainPrepareConfig:
     """Flags of prepare_pretrain_dataset.py; refuses contradictory values."""
 
     data_input_dirs: str = flag(
-        help="comma-separated directories of data files (jsonl, jsonl.gz, jsonl.zst, json, "
+        help="comma-separated directories of data files (jsonl, ndjson, json, txt, each also gz, zst, bz2, xz; "
         "parquet) or folders of save_to_disk, one sub-dataset each"
     )
+    recursive: bool = flag(False, help="read the files in subfolders of the directories too")
     tokenizer_dir: str = flag(help="Hugging Face tokenizer folder")
     data_output_dirs: str | None = flag(
         None,
@@ -43,6 +44,9 @@ class PretrainPrepareConfig:
     )
     data_format: str = flag("auto", help="record format of all files; auto recognises it file by file and says so")
     text_field: str | None = flag(None, help="field that holds the text of plain text records")
+    ignore_fields: str | None = flag(
+        None, help="comma-separated fields to leave out that would be refused, such as tools or reasoning_content"
+    )
     on_bad_record: str = flag(
         "stop",
         help="stop at the first bad record, or skip bad records, count them by reason and list them in rejects.jsonl",
@@ -129,6 +133,10 @@ class PretrainPrepareConfig:
     def inputs(self) -> list[str]:
         """The inputs (directories, files or globs), in the order given."""
         return [text.strip() for text in self.data_input_dirs.split(",") if text.strip()]
+
+    def ignored_fields(self) -> tuple[str, ...]:
+        """Names of the fields to leave out, sorted."""
+        return tuple(sorted({text.strip() for text in (self.ignore_fields or "").split(",") if text.strip()}))
 
     def _output_root(self) -> Path | None:
         if self.data_arrow_output_dir:

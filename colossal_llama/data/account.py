@@ -4,14 +4,19 @@ import importlib.metadata
 import sys
 from collections import Counter
 from dataclasses import asdict
+from itertools import islice
 
 from colossal_llama.data.allotment import Allotment
 from colossal_llama.data.bins import DealtTokens
 from colossal_llama.data.corpus import Corpus
-from colossal_llama.data.input_files import InputFile
+from colossal_llama.data.formats.field_use import count_names
+from colossal_llama.data.input_files import FoundFiles, describe_not_read
 from colossal_llama.data.job import PrepareJob
 from colossal_llama.data.manifest import PRETRAIN, SFT, ChatFormat, InputInfo, Manifest, PartInfo, Share, SubDataset
 from colossal_llama.tokenizer.fingerprint import tokenizer_fingerprint
+
+MOST_FILES_NOT_READ = 1000
+"""Files and folders that were passed over and are listed by name."""
 
 LONG_DOCUMENT = "end of a long document"
 DUPLICATE = "duplicates"
@@ -19,7 +24,7 @@ DUPLICATE = "duplicates"
 
 def build_manifest(
     job: PrepareJob,
-    files: list[list[InputFile]],
+    found: FoundFiles,
     corpus: Corpus,
     allotment: Allotment,
     parts: list[PartInfo],
@@ -29,7 +34,7 @@ def build_manifest(
     """Describe what was written.
 
     Args:
-        job, files: what was asked for, and the files of each input.
+        job, found: what was asked for, and the files of each input.
         corpus, allotment: all documents and how they were dealt out.
         parts, validation: what was written, counted as it was.
         dealt: tokens on the lists that parts and validation were made from.
@@ -39,6 +44,9 @@ def build_manifest(
     """
     settings, template = job.settings, job.template
     counts, dropped = sum(corpus.counts, Counter()), sum(corpus.dropped, Counter())
+    unread: Counter[str] = Counter()
+    for own in corpus.unread:
+        count_names(unread, own)
     tokens_dropped = _tokens_dropped(dealt, [*parts, *([validation] if validation else [])], corpus.left_out_tokens)
     other = {name: value for name, value in asdict(settings).items() if name not in ("max_length", "bins", "seed")}
     return Manifest(
@@ -63,14 +71,21 @@ def build_manifest(
         dropped_turn_tokens=counts["dropped_turn_tokens"],
         trailing_human=counts["trailing_human"],
         inputs=[
-            InputInfo(spec, len(group), own["records"], dict(sorted(lost.items())))
-            for spec, group, own, lost in zip(job.inputs, files, corpus.counts, corpus.dropped, strict=True)
+            InputInfo(spec, len(group), own["records"], dict(sorted(lost.items())), dict(sorted(others.items())))
+            for spec, group, own, lost, others in zip(
+                job.inputs, found.groups, corpus.counts, corpus.dropped, corpus.unread, strict=True
+            )
         ],
         sub_datasets=_sub_datasets(corpus, allotment),
         parts=parts,
         validation=validation,
         versions=_versions(),
         chat_template=None if template is None else ChatFormat(template.name, template.jinja()),
+        turns_without_loss=counts["turns_without_loss"],
+        tokens_without_loss=counts["tokens_without_loss"],
+        fields_not_read=dict(sorted(unread.items())),
+        files_not_read=dict(islice(found.not_read.items(), MOST_FILES_NOT_READ)),
+        number_not_read=len(found.not_read),
     )
 
 
@@ -125,6 +140,17 @@ def summary(manifest: Manifest, seconds: float) -> str:
             f"turns longer than a row dropped: {manifest.dropped_turns:,} "
             f"({manifest.dropped_turn_tokens:,} tokens); a larger --max_length keeps them"
         )
+    if manifest.turns_without_loss:
+        lines.append(
+            f"turns dropped that fell into pieces without loss: {manifest.turns_without_loss:,} "
+            f"({manifest.tokens_without_loss:,} tokens)"
+        )
+    if manifest.files_not_read:
+        shown = describe_not_read(manifest.files_not_read)
+        lines.append(f"files and folders not read {manifest.number_not_read:,}: {shown}")
+    if manifest.fields_not_read:
+        names = ", ".join(f"{name} {number:,}" for name, number in manifest.fields_not_read.items())
+        lines.append(f"fields not read, in so many records: {names}")
     account = [f"tokens produced {manifest.tokens_in:,}"]
     if manifest.tokens_repeated:
         account.append(f"repeated {manifest.tokens_repeated:,}")

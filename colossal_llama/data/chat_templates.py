@@ -171,7 +171,7 @@ class BoundTemplate:
         """
         if message.role == HUMAN:
             return _fill(self.first_human if first else self.human, message, learn=False)
-        return _fill(self.assistant[: self._end_index + 1], message, learn=True)
+        return _fill(self.assistant[: self._end_index + 1], message, learn=message.has_loss)
 
     def after_answer_spans(self) -> list[Span]:
         """What stands between an answer's end token and the next message or the end."""

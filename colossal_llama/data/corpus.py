@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from colossal_llama.data.formats.field_use import count_names
 from colossal_llama.data.readers import Reject
 from colossal_llama.data.shard_files import NOT_FIRST, DocumentColumns, read_index
 
@@ -71,7 +72,8 @@ class Corpus:
         ranks: number of the sub-dataset of each category; None where sub-datasets are inputs.
         left_out: for each shard, which of its documents are left out as duplicates; None if none are.
         left_out_tokens: their tokens.
-        counts, dropped: counters of records and turns, and of records dropped by reason, for each input.
+        counts, dropped, unread: for each input, counters of records and turns, of records dropped by reason, and of
+            records with fields that are not read, by their names.
         first_reject: the first record that was rejected.
     """
 
@@ -85,6 +87,7 @@ class Corpus:
     left_out_tokens: int
     counts: list[Counter[str]]
     dropped: list[Counter[str]]
+    unread: list[Counter[str]]
     first_reject: Reject | None
 
     def shard_documents(self) -> Iterator[ShardDocuments]:
@@ -115,6 +118,7 @@ def load_corpus(
     """
     counts: list[Counter[str]] = [Counter() for _ in inputs]
     dropped: list[Counter[str]] = [Counter() for _ in inputs]
+    unread: list[Counter[str]] = [Counter() for _ in inputs]
     categories: dict[str, int] = {}
     members = [] if by_category else [Members() for _ in inputs]
     totals = np.zeros((len(members), 4), dtype=np.int64)
@@ -125,6 +129,8 @@ def load_corpus(
         for own, found in ((counts, index.counts), (dropped, index.dropped)):
             for owner, counter in found.items():
                 own[owner].update(counter)
+        for owner, counter in index.unread.items():
+            count_names(unread[owner], counter)
         for reject in index.rejects:
             first_reject = first_reject or reject
             note_reject(reject)
@@ -152,6 +158,7 @@ def load_corpus(
         left_out_tokens=left_out_tokens,
         counts=counts,
         dropped=dropped,
+        unread=unread,
         first_reject=first_reject,
     )
     return corpus, members

@@ -26,8 +26,10 @@ class PrepareSettings:
         validation_fraction: documents of each sub-dataset that go into no bin.
         data_format: registered name, or ``auto`` to recognise it file by file.
         text_field: field of plain text records, or None.
+        ignore_fields: names of fields that are passed over although they change what a record means.
         on_bad_record: ``stop`` at the first, or ``skip`` and list them.
         screening: what is looked for in texts.
+        recursive: read the subfolders of folders too.
     """
 
     max_length: int
@@ -40,8 +42,10 @@ class PrepareSettings:
     validation_fraction: float = 0.0
     data_format: str = "auto"
     text_field: str | None = None
+    ignore_fields: tuple[str, ...] = ()
     on_bad_record: str = "stop"
     screening: Screening = field(default_factory=Screening)
+    recursive: bool = False
 
 
 @dataclass(frozen=True)

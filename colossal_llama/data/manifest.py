@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,21 @@ class SubDataset:
 
 @dataclass(frozen=True)
 class InputInfo:
-    """Counts of one input; ``dropped`` maps reasons to numbers of records."""
+    """Counts of one input.
+
+    Attributes:
+        path: of the input.
+        files: that were read.
+        records: in them.
+        dropped: numbers of records by reason.
+        fields_not_read: numbers of records that hold something in a field which is not read, by its name.
+    """
 
     path: str
     files: int
     records: int
     dropped: dict[str, int]
+    fields_not_read: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,6 +129,11 @@ class Manifest:
         validation: the validation part, or None.
         versions: of the programs that made this.
         chat_template: of an SFT dataset; None for pretraining.
+        turns_without_loss: turns that would have made a row's piece in which nothing is learned.
+        tokens_without_loss: tokens of those pieces, which are not in ``tokens_in``.
+        fields_not_read: records that hold something in a field which is not read, by its name.
+        files_not_read: why files and folders of the inputs were passed over, by path; the first 1,000.
+        number_not_read: of all of them.
         format_version: of this file.
     """
 
@@ -149,6 +163,11 @@ class Manifest:
     validation: PartInfo | None
     versions: dict[str, str]
     chat_template: ChatFormat | None = None
+    turns_without_loss: int = 0
+    tokens_without_loss: int = 0
+    fields_not_read: dict[str, int] = field(default_factory=dict)
+    files_not_read: dict[str, str] = field(default_factory=dict)
+    number_not_read: int = 0
     format_version: int = FORMAT_VERSION
 
 

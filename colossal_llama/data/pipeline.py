@@ -24,7 +24,7 @@ from colossal_llama.data.duplicate_search import find_duplicates
 from colossal_llama.data.engines import choose_engine
 from colossal_llama.data.formats import FORMATS, Conversation, FormatOptions, Sample, detect_format
 from colossal_llama.data.held_out import VALIDATION
-from colossal_llama.data.input_files import InputFile, list_input_files
+from colossal_llama.data.input_files import TXT, FileRules, FoundFiles, InputFile, find_input_files
 from colossal_llama.data.job import PrepareJob, PrepareSettings
 from colossal_llama.data.manifest import Manifest, PartInfo, read_manifest, write_manifest
 from colossal_llama.data.near_duplicates import require_datasketch
@@ -78,7 +78,8 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
         UserError: unusable input, an output folder that exists, or a disk that cannot be written.
     """
     started = time.monotonic()
-    files = [list_input_files(spec, "--data_input_dirs") for spec in job.inputs]
+    found = find_input_files(job.inputs, _file_rules(job))
+    files = found.groups
     evaluation = read_evaluation_files(job.settings.screening)
     require_end_token(job.tokenizer, "--tokenizer_dir")
     control = job.template.control_tokens if job.template else []
@@ -86,7 +87,7 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
         spec=encoder_spec(job.tokenizer, "--tokenizer_dir", control, job.encoder),
         template=job.template,
         max_length=job.settings.max_length,
-        options=FormatOptions(job.settings.text_field),
+        options=FormatOptions(job.settings.text_field, frozenset(job.settings.ignore_fields)),
         skip_bad_records=job.settings.on_bad_record == "skip",
         screening=job.settings.screening,
     )
@@ -95,7 +96,7 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
         check_outputs(job)
     try:
         with open_workplace(place):
-            manifest = _finish(place) if place.is_complete() else _prepare_in(place, job, setup, files, evaluation)
+            manifest = _finish(place) if place.is_complete() else _prepare_in(place, job, setup, found, evaluation)
     except OSError as error:
         where = error.filename or job.arrow_dir
         raise UserError(
@@ -103,6 +104,13 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
         ) from error
     print(summary(manifest, time.monotonic() - started), flush=True)
     return manifest
+
+
+def _file_rules(job: PrepareJob) -> FileRules:
+    """Plain text files of folders are read where any format of texts is."""
+    settings = job.settings
+    texts = job.template is None and settings.data_format in ("auto", "text") and settings.text_field is None
+    return FileRules("--data_input_dirs", settings.recursive, plain_text=texts)
 
 
 def _finish(place: Workplace) -> Manifest:
@@ -117,9 +125,12 @@ def _prepare_in(
     place: Workplace,
     job: PrepareJob,
     setup: TokenizeSetup,
-    files: list[list[InputFile]],
+    found: FoundFiles,
     evaluation: EvaluationNgrams | None,
 ) -> Manifest:
+    files = found.groups
+    if found.not_read:
+        print(f"not read: {found.describe()}", flush=True)
     print(f"tokenising with {'sentencepiece' if setup.spec.sentencepiece else 'tokenizers'}", flush=True)
     if evaluation is not None:
         path = place.scratch / EVALUATION_FILE
@@ -135,7 +146,7 @@ def _prepare_in(
     engine = choose_engine(job.engine, workers, job.ray_address)
     infos = list(_progress(engine.map(_write_one_part, None, tasks), total=len(tasks), unit="part", label="pack"))
     validation = infos.pop() if allotment.held is not None else None
-    manifest = build_manifest(job, files, corpus, allotment, infos, validation, dealt)
+    manifest = build_manifest(job, found, corpus, allotment, infos, validation, dealt)
     write_manifest(manifest, place.arrow)
     write_report(place.arrow, job.tokenizer, place.arrow / REPORT_FILE)
     place.complete()
@@ -213,6 +224,9 @@ def _recognise(settings: PrepareSettings, setup: TokenizeSetup, files: list[list
         UserError: an unknown format, or a file of none.
     """
     every = [file for group in files for file in group]
+    for file in every:
+        if file.kind == TXT and setup.template is not None:
+            _check_kind("text", file.path, setup)
     if settings.data_format != "auto":
         name = FORMATS.get(settings.data_format).name
         _check_kind(name, f"--data_format {name}", setup)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from colossal_llama.data.columnar import chunk_rows
-from colossal_llama.data.input_files import ARROW, JSON, list_input_files
+from colossal_llama.data.input_files import ARROW, JSON, TXT, list_input_files
 from colossal_llama.data.slices import DAMAGED_FILE, FileSlice, plan_slices
 from colossal_llama.errors import RecordError, UserError
 from colossal_llama.json_records import NOT_UTF8, parse_line
@@ -97,11 +97,28 @@ def _content(piece: FileSlice) -> bytes:
         raise UserError(f"{piece.path}: cannot be read ({error.strerror})") from error
 
 
-def _parse(record: Record, raw: bytes, on_reject: RejectHandler | None) -> Record | None:
+def parse_plain_line(raw: bytes, where: str) -> dict[str, Any]:
+    """A line of a plain text as a record of the format "text", without its end.
+
+    Raises:
+        RecordError: not UTF-8.
+    """
+    try:
+        return {"text": raw.decode("utf-8").rstrip("\r")}
+    except UnicodeDecodeError as error:
+        raise RecordError(NOT_UTF8, f"{where}: not UTF-8; convert the file to UTF-8") from error
+
+
+LineParser = Callable[[bytes, str], dict[str, Any]]
+
+
+def _parse(
+    record: Record, raw: bytes, on_reject: RejectHandler | None, parse: LineParser = parse_line
+) -> Record | None:
     """``record`` with the value of ``raw``; None when it is bad and ``on_reject`` took it."""
     try:
         # Not dataclasses.replace, which takes as long as the parsing.
-        return Record(record.path, record.number, parse_line(raw, record.where), record.unit)
+        return Record(record.path, record.number, parse(raw, record.where), record.unit)
     except RecordError as error:
         if record.number == 1 and not record.unit and raw.lstrip().startswith(b"["):
             error = RecordError(error.reason, f"{error}; if the whole file is one JSON array, name it .json")
@@ -117,9 +134,10 @@ def _line_records(piece: FileSlice, on_reject: RejectHandler | None) -> Iterator
     content = _content(piece)
     if piece.first == 1 and content.startswith(codecs.BOM_UTF8):
         content = content[len(codecs.BOM_UTF8) :]
+    parse = parse_plain_line if piece.kind == TXT else parse_line
     for number, raw in enumerate(content.split(b"\n"), start=piece.first):
         if raw.strip():
-            record = _parse(Record(piece.path, number, {}), raw, on_reject)
+            record = _parse(Record(piece.path, number, {}), raw, on_reject, parse)
             if record is not None:
                 yield record
 

@@ -66,6 +66,7 @@ _SHOWN_ELSEWHERE = {
         "target_tokens",
     ),
     *("max_length", "split_documents", "dropped_turns", "dropped_turn_tokens", "trailing_human"),
+    *("turns_without_loss", "tokens_without_loss", "fields_not_read", "files_not_read", "number_not_read"),
 }
 """Fields of the manifest that have a place outside of the last section."""
 
@@ -105,6 +106,7 @@ def render_report(folder: PreparedFolder, tokenizer: "PreTrainedTokenizerBase | 
         ("Sub-datasets", _entries(manifest, "sub_datasets")),
         ("Categories", _categories(total)),
         ("Dropped", _dropped(manifest)),
+        ("Not read", _not_read(manifest)),
         ("Lengths", _length_figures(total, max_length)),
         ("Buckets", _buckets(folder, parts, max_length)),
         ("Rows as they are learned", _example_rows(folder, tokenizer)),
@@ -160,7 +162,7 @@ def _columns(entries: Sequence[dict[str, Any]], left_out: Iterable[str] = ()) ->
 def _entries(manifest: dict[str, Any], field: str) -> str:
     """Table of a list in the manifest, with compression rates where it has the figures."""
     entries = manifest.get(field) or []
-    names = _columns(entries)
+    names = _columns(entries, ("fields_not_read",))
     rates = [dict(_compression(entry, entry.get("tokens"))) for entry in entries]
     rate_names = _columns(rates)
     rows = [
@@ -202,10 +204,20 @@ def _dropped(manifest: dict[str, Any]) -> str:
         ("dropped_turns", "turns longer than a row"),
         ("dropped_turn_tokens", "their tokens"),
         ("trailing_human", "unanswered last messages, cut"),
+        ("turns_without_loss", "turns in pieces without loss"),
+        ("tokens_without_loss", "tokens of these pieces"),
     ):
         if manifest.get(name):
             rows.append([label, show_value(manifest[name])])
     return html_table(["reason", "number"], rows, "reasons") or ("<p>nothing</p>" if "dropped" in manifest else "")
+
+
+def _not_read(manifest: dict[str, Any]) -> str:
+    """What the inputs hold besides: files, and fields of records under the names that they have there."""
+    files: Table = [[str(path), str(reason)] for path, reason in (manifest.get("files_not_read") or {}).items()]
+    table = html_table(["file or folder", "reason"], files, "files that are not read", align=False)
+    rows = [[str(name), show_value(number)] for name, number in (manifest.get("fields_not_read") or {}).items()]
+    return table + html_table(["field", "records"], rows, "fields that are not read")
 
 
 def _length_figures(total: PartStatistics, max_length: int) -> str:

@@ -67,11 +67,16 @@ class ShardBuilder:
     places: list[str] = field(default_factory=list)
     counts: dict[int, Counter[str]] = field(default_factory=dict)
     dropped: dict[int, Counter[str]] = field(default_factory=dict)
+    unread: dict[int, Counter[str]] = field(default_factory=dict)
     rejects: list[Reject] = field(default_factory=list)
 
     def counter(self, number: int) -> Counter[str]:
         """Counts of an input: records, turns."""
         return self.counts.setdefault(number, Counter())
+
+    def unread_counter(self, number: int) -> Counter[str]:
+        """Records of an input that hold fields which are not read, by the fields' names."""
+        return self.unread.setdefault(number, Counter())
 
     def drop(self, number: int, reason: str) -> None:
         """Count a record of an input that is left out."""
@@ -104,6 +109,7 @@ def write_shard(builder: ShardBuilder, folder: Path, number: int) -> None:
         "names": names,
         "counts": builder.counts,
         "dropped": builder.dropped,
+        "unread": builder.unread,
         "rejects": [asdict(reject) for reject in builder.rejects],
         "places": builder.places,
     }
@@ -163,13 +169,15 @@ class ShardIndex:
 
     Attributes:
         columns: its documents.
-        counts, dropped: for each input, counters of records and turns, and of records dropped by reason.
+        counts, dropped, unread: for each input, counters of records and turns, of records dropped by reason, and of
+            records with fields that are not read, by their names.
         rejects: the records that were rejected, in order.
     """
 
     columns: DocumentColumns
     counts: dict[int, Counter[str]]
     dropped: dict[int, Counter[str]]
+    unread: dict[int, Counter[str]]
     rejects: list[Reject]
 
 
@@ -196,10 +204,11 @@ def read_index(folder: Path, number: int) -> ShardIndex:
         summary = json.loads(arrays["summary"].tobytes())
         names = ("lengths", "inputs", "categories", "characters", "bytes", "run_counts", "runs")
         columns = DocumentColumns(**{name: arrays[name] for name in names}, names=summary["names"])
-    counts, dropped = (
-        {int(number): Counter(counter) for number, counter in summary[name].items()} for name in ("counts", "dropped")
+    counts, dropped, unread = (
+        {int(number): Counter(counter) for number, counter in summary[name].items()}
+        for name in ("counts", "dropped", "unread")
     )
-    return ShardIndex(columns, counts, dropped, [Reject(**reject) for reject in summary["rejects"]])
+    return ShardIndex(columns, counts, dropped, unread, [Reject(**reject) for reject in summary["rejects"]])
 
 
 def read_marks(folder: Path, number: int) -> ShardMarks:

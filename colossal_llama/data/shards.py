@@ -9,12 +9,14 @@ import gc
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from colossal_llama.data.chat_templates import BoundTemplate
 from colossal_llama.data.decontamination import EvaluationNgrams
 from colossal_llama.data.duplicates import exact_key
 from colossal_llama.data.formats import FORMATS, Conversation, Dropped, FormatOptions, Sample, require_sample
+from colossal_llama.data.formats.field_use import count_names
 from colossal_llama.data.near_duplicates import NearDuplicateSettings, NearDuplicateSigner
 from colossal_llama.data.quality import QualityFilter, QualitySettings
 from colossal_llama.data.readers import RAW_CHARACTERS, Record, Reject, read_slice, reject_record
@@ -29,6 +31,7 @@ from colossal_llama.data.tokenization import (
 from colossal_llama.errors import RecordError
 
 ALL_TURNS_TOO_LONG = "every turn longer than a row"
+NO_LOSS_IN_A_ROW = "no turn with loss fits a row"
 
 CONTAMINATED = "holds an evaluation text"
 
@@ -93,11 +96,16 @@ class ShardTask:
 
 
 class ShardMaker:
-    """Reads, screens and tokenises slices, and writes shards."""
+    """Reads, screens and tokenises slices, and writes shards.
 
-    def __init__(self, setup: TokenizeSetup) -> None:
+    Args:
+        setup: what to do.
+        encoder: of ``setup.spec``, where there is one already; building it takes most of the time.
+    """
+
+    def __init__(self, setup: TokenizeSetup, encoder: TextEncoder | None = None) -> None:
         self._setup = setup
-        encoder = TextEncoder(setup.spec)
+        encoder = encoder or TextEncoder(setup.spec)
         self._documents = DocumentTokenizer(encoder)
         self._conversations = None
         if setup.template is not None:
@@ -145,6 +153,7 @@ class ShardMaker:
         parse = FORMATS.get(format_name).parse
         skip = self._setup.skip_bad_records
         counts = builder.counter(number)
+        note_unread = partial(count_names, builder.unread_counter(number))
 
         def unreadable(reject: Reject) -> None:
             counts["records"] += 1
@@ -153,7 +162,7 @@ class ShardMaker:
         for record in read_slice(piece, unreadable if skip else None):
             counts["records"] += 1
             try:
-                parsed = parse(record, self._setup.options)
+                parsed = parse(record, self._setup.options, note_unread)
                 if self._conversations is None:
                     parsed = require_sample(record, parsed)
             except RecordError as error:
@@ -200,8 +209,10 @@ class ShardMaker:
         for (record, conversation), tokenized in zip(conversations, tokenized_all, strict=True):
             counts["dropped_turns"] += tokenized.dropped_turns
             counts["dropped_turn_tokens"] += tokenized.dropped_tokens
+            counts["turns_without_loss"] += tokenized.turns_without_loss
+            counts["tokens_without_loss"] += tokenized.tokens_without_loss
             if not tokenized.pieces:
-                builder.drop(number, ALL_TURNS_TOO_LONG)
+                builder.drop(number, NO_LOSS_IN_A_ROW if tokenized.turns_without_loss else ALL_TURNS_TOO_LONG)
                 continue
             counts["trailing_human"] += conversation.trailing_human
             text = text_of(conversation)

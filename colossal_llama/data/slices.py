@@ -6,17 +6,19 @@ and still knows their numbers. A slice of a plain file is a byte range; what nee
 ``\\n`` only: U+2028 and its like are ordinary characters of a JSON string.
 """
 
+import bz2
 import codecs
 import gzip
+import lzma
 import zlib
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from colossal_llama.data.columnar import ColumnarError, read_chunks
-from colossal_llama.data.input_files import ARROW, GZIP, JSON, JSONL, PARQUET, InputFile
+from colossal_llama.data.input_files import ARROW, JSON, JSONL, PARQUET, TXT, InputFile
 from colossal_llama.data.json_array import ArrayError, scan_array
 from colossal_llama.errors import UserError
 from colossal_llama.json_records import parse_line
@@ -36,8 +38,8 @@ class FileSlice:
 
     Attributes:
         path: the file, for messages and, where ``content`` is None, for reading.
-        kind: :data:`JSONL` (lines), :data:`JSON` (elements of an array), :data:`ARROW` (rows in arrow's IPC
-            format), or :data:`DAMAGED_FILE`.
+        kind: :data:`JSONL` or :data:`TXT` (lines), :data:`JSON` (elements of an array), :data:`ARROW` (rows in arrow's
+            IPC format), or :data:`DAMAGED_FILE`.
         first: number of the first line or record, from 1.
         start: where the slice begins in the file, in bytes; 0 with ``content``.
         end: where it ends.
@@ -86,31 +88,31 @@ Planned = Iterator[tuple[FileSlice, int]]
 
 
 def _plan(file: InputFile, slice_bytes: int) -> Planned:
-    if file.kind == JSON:
+    if file.compression:
+        yield from _plan_compressed(file, slice_bytes)
+    elif file.kind == JSON:
         yield from _plan_json(file.path, slice_bytes)
     elif file.kind in (PARQUET, ARROW):
         yield from _plan_rows(file, slice_bytes)
-    elif file.kind == JSONL:
-        yield from _plan_lines(file.path, slice_bytes)
     else:
-        yield from _plan_compressed(file, slice_bytes)
+        yield from _plan_lines(file.path, slice_bytes, file.kind)
 
 
 def _damaged(path: str, first: int, damage: str) -> FileSlice:
     return FileSlice(path, DAMAGED_FILE, first, damage=damage)
 
 
-def _plan_lines(path: str, slice_bytes: int) -> Planned:
+def _plan_lines(path: str, slice_bytes: int, kind: str = JSONL) -> Planned:
     start, position, line = 0, 0, 1
     with open(path, "rb") as file:
         while block := file.read(slice_bytes):
             cut = block.rfind(b"\n") + 1
             if cut:
-                yield FileSlice(path, JSONL, line, start, position + cut), position + cut
+                yield FileSlice(path, kind, line, start, position + cut), position + cut
                 start, line = position + cut, line + block.count(b"\n", 0, cut)
             position += len(block)
     if start < position:
-        yield FileSlice(path, JSONL, line, start, position), position
+        yield FileSlice(path, kind, line, start, position), position
 
 
 class _DecodeError(ValueError):
@@ -119,16 +121,17 @@ class _DecodeError(ValueError):
 
 @contextmanager
 def _decompressed(file: BinaryIO, kind: str) -> Iterator[Callable[[int], bytes]]:
-    """A function that reads decompressed bytes; all members of a gzip file and all frames of a zstd file."""
-    if kind == GZIP:
-        with gzip.GzipFile(fileobj=file) as stream:
+    """A function that reads decompressed bytes, of all members or frames of a file."""
+    if kind != "zst":
+        module: Any = {"gz": gzip, "bz2": bz2, "xz": lzma}[kind]
+        with module.open(file, "rb") as stream:
             yield stream.read1
         return
     import pyarrow as pa
 
     # Unlike the bindings in the package zstandard, arrow's stream notices when a file is cut off.
-    with pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd") as stream:
-        yield stream.read
+    with pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd") as decoder:
+        yield decoder.read
 
 
 def _decoded_blocks(file: BinaryIO, kind: str, block_bytes: int) -> Iterator[bytes]:
@@ -144,7 +147,7 @@ def _decoded_blocks(file: BinaryIO, kind: str, block_bytes: int) -> Iterator[byt
         while True:
             try:
                 part = read(min(_DECODE_BYTES, block_bytes))
-            except (OSError, EOFError, zlib.error) as error:
+            except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise
                 failure, part = error, b""
@@ -156,21 +159,26 @@ def _decoded_blocks(file: BinaryIO, kind: str, block_bytes: int) -> Iterator[byt
             if not part:
                 break
     if failure is not None:
-        name = "gzip" if kind == GZIP else "zstd"
+        name = {"gz": "gzip", "zst": "zstd"}.get(kind, kind)
         raise _DecodeError(f"not readable as {name} ({failure}); is it complete, and is that what it is?") from failure
 
 
 def _plan_compressed(file: InputFile, slice_bytes: int) -> Planned:
     line, position = 1, 0
     waiting: list[bytes] = []
+    kind = TXT if file.kind == TXT else JSONL
     with open(file.path, "rb") as raw:
         try:
-            for block in _decoded_blocks(raw, file.kind, slice_bytes):
+            for block in _decoded_blocks(raw, file.compression, slice_bytes):
+                if not position and file.kind == JSON and block.removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"[":
+                    damage = "a compressed JSON array; decompress it, or write one object per line"
+                    yield _damaged(file.path, 1, damage), 0
+                    return
                 position = raw.tell()
                 cut = block.rfind(b"\n") + 1
                 if cut:
                     content = b"".join([*waiting, block[:cut]])
-                    yield FileSlice(file.path, JSONL, line, content=content), position
+                    yield FileSlice(file.path, kind, line, content=content), position
                     line += content.count(b"\n")
                     waiting = []
                 waiting.append(block[cut:])
@@ -180,7 +188,7 @@ def _plan_compressed(file: InputFile, slice_bytes: int) -> Planned:
             return
     content = b"".join(waiting)
     if content:
-        yield FileSlice(file.path, JSONL, line, content=content), position
+        yield FileSlice(file.path, kind, line, content=content), position
 
 
 def _plan_json(path: str, slice_bytes: int) -> Planned:

@@ -1,9 +1,9 @@
 """The plain texts of corpus files, for tokenizers: any input of the preparation commands, and plain text."""
 
-import codecs
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -16,13 +16,10 @@ from colossal_llama.data.formats import (
     RecordFormat,
     detect_format,
 )
-from colossal_llama.data.input_files import KINDS, InputFile, list_input_files
+from colossal_llama.data.formats.field_use import REFUSABLE, count_names
+from colossal_llama.data.input_files import TXT, FileRules, InputFile, describe_not_read, find_input_files
 from colossal_llama.data.readers import Record, read_slice
 from colossal_llama.data.slices import plan_slices
-from colossal_llama.errors import UserError
-
-PLAIN_TEXT = "txt"
-"""Kind of the files whose lines are read as they are: every file that ends in none of ``KINDS``."""
 
 _DETECT_RECORDS = 100
 
@@ -50,14 +47,20 @@ class TextReader:
         flag: the flag that gave them, for messages.
         data_format: name of a record format, or "auto".
         text_field: the field that the format "text" reads.
+        recursive: read the subfolders of directories too.
+        not_read: after reading, why files and folders were passed over, by path.
         dropped: after reading, how many records held no text, by reason.
+        unread: after reading, how many records hold something in a field which is not read, by its name.
     """
 
     inputs: Sequence[str]
     flag: str
     data_format: str = "auto"
     text_field: str | None = None
+    recursive: bool = False
+    not_read: dict[str, str] = field(default_factory=dict)
     dropped: Counter[str] = field(default_factory=Counter)
+    unread: Counter[str] = field(default_factory=Counter)
 
     def files(self) -> list[InputFile]:
         """The files, each once, in the order of ``inputs``.
@@ -65,20 +68,23 @@ class TextReader:
         Raises:
             UserError: an input is missing or has nothing to read.
         """
-        found = [file for spec in self.inputs for file in self._files_of(Path(spec))]
-        return list({file.path: file for file in found}.values())
+        rules = FileRules(self.flag, self.recursive, unknown_is_text=True, may_repeat=True)
+        found = find_input_files(self.inputs, rules)
+        self.not_read = found.not_read
+        return [file for group in found.groups for file in group]
 
-    def _files_of(self, path: Path) -> list[InputFile]:
-        if path.is_file() and not path.name.lower().endswith(tuple(f".{kind}" for kind in KINDS)):
-            return [InputFile(str(path), PLAIN_TEXT)]
-        plain = sorted(path.glob("*.txt")) if path.is_dir() else []
-        try:
-            records = list_input_files(path, self.flag)
-        except UserError:
-            if not plain:
-                raise
-            records = []
-        return records + [InputFile(str(file), PLAIN_TEXT) for file in plain]
+    def notes(self) -> list[str]:
+        """After reading, lines that say what was not read."""
+        lines = []
+        if self.not_read:
+            lines.append(f"files and folders not read {len(self.not_read):,}: {describe_not_read(self.not_read)}")
+        if self.dropped:
+            reasons = ", ".join(f"{number:,} {reason}" for reason, number in sorted(self.dropped.items()))
+            lines.append(f"records without text: {reasons}")
+        if self.unread:
+            names = ", ".join(f"{name} {number:,}" for name, number in sorted(self.unread.items()))
+            lines.append(f"fields not read, in so many records: {names}")
+        return lines
 
     def __iter__(self) -> Iterator[CorpusText]:
         """The texts of all files.
@@ -86,18 +92,20 @@ class TextReader:
         Raises:
             UserError: an input cannot be read, or a record is not of its file's format.
         """
-        options = FormatOptions(self.text_field)
+        # What changes the meaning of an answer does not change its text.
+        options = FormatOptions(self.text_field, REFUSABLE)
+        note_unread = partial(count_names, self.unread)
         for file in self.files():
             category = Path(file.path).name.split(".")[0]
-            if file.kind == PLAIN_TEXT:
-                yield from (CorpusText(line, category) for line in _lines(file.path))
+            if file.kind == TXT:
+                yield from (CorpusText(record.value["text"], category) for record in _records(file))
                 continue
             records = list(islice(_records(file), _DETECT_RECORDS))
             if not records:
                 continue
             known = self._format(records, file.path, options)
             for record in _records(file):
-                parsed = known.parse(record, options)
+                parsed = known.parse(record, options, note_unread)
                 if isinstance(parsed, Dropped):
                     self.dropped[parsed.reason] += 1
                 else:
@@ -119,20 +127,3 @@ def _text_of(parsed: Parsed) -> str:
         return "\n".join([parsed.system, *contents] if parsed.system else contents)
     assert not isinstance(parsed, Dropped)
     return parsed.source + parsed.target
-
-
-def _lines(path: str) -> Iterator[str]:
-    """Lines that are not blank, with their line ends.
-
-    Raises:
-        UserError: a line is not UTF-8.
-    """
-    with open(path, "rb") as file:
-        for number, raw in enumerate(file, start=1):
-            raw = raw.removeprefix(codecs.BOM_UTF8) if number == 1 else raw
-            try:
-                line = raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{path}:{number}: not UTF-8; convert the file to UTF-8") from error
-            if line.strip():
-                yield line

@@ -218,11 +218,15 @@ class TokenizedConversation:
         pieces: samples of at most ``max_length`` tokens; each starts with the system text.
         dropped_turns: turns (human and assistant) that are longer than a row by themselves.
         dropped_tokens: the tokens of those turns.
+        turns_without_loss: turns that would have made a piece in which nothing is learned.
+        tokens_without_loss: the tokens of those pieces.
     """
 
     pieces: list[TokenizedSample] = field(default_factory=list)
     dropped_turns: int = 0
     dropped_tokens: int = 0
+    turns_without_loss: int = 0
+    tokens_without_loss: int = 0
 
 
 Tokens = tuple[list[int], list[int]]
@@ -279,10 +283,11 @@ class ConversationTokenizer:
         room = self._max_length - len(self._ending[0])
         ids: list[int] = []
         labels: list[int] = []
+        held = 0
         for number, (turn_ids, turn_labels) in enumerate(turns):
             if ids and len(ids) + len(turn_ids) > room:
-                result.pieces.append(self._piece(ids, labels, conversation.category))
-                ids, labels = [], []
+                self._add_piece(result, ids, labels, held, conversation.category)
+                ids, labels, held = [], [], 0
             if not ids and number > 0:
                 [(turn_ids, turn_labels)] = encode_spans(
                     self._encoder, [(self._turn(conversation, number, True), True)]
@@ -291,13 +296,20 @@ class ConversationTokenizer:
                 result.dropped_turns += 1
                 result.dropped_tokens += len(turn_ids)
                 continue
-            ids, labels = ids + turn_ids, labels + turn_labels
+            ids, labels, held = ids + turn_ids, labels + turn_labels, held + 1
         if ids:
-            result.pieces.append(self._piece(ids, labels, conversation.category))
+            self._add_piece(result, ids, labels, held, conversation.category)
         return result
 
-    def _piece(self, ids: list[int], labels: list[int], category: str) -> TokenizedSample:
-        return _sample(ids + self._ending[0], labels + self._ending[1], category)
+    def _add_piece(
+        self, result: TokenizedConversation, ids: list[int], labels: list[int], turns: int, category: str
+    ) -> None:
+        ids, labels = ids + self._ending[0], labels + self._ending[1]
+        if any(label != IGNORE_INDEX for label in labels):
+            result.pieces.append(_sample(ids, labels, category))
+        else:
+            result.turns_without_loss += turns
+            result.tokens_without_loss += len(ids)
 
 
 def encode_spans(encoder: SpanTextEncoder, sequences: Sequence[tuple[Sequence[Span], bool]]) -> list[Tokens]:

@@ -33,17 +33,21 @@ class HeldOutTexts:
     fingerprint: str
 
 
-def read_held_out(inputs: Sequence[str], data_format: str, text_field: str | None) -> HeldOutTexts:
-    """Read texts as the tokenizer commands do.
+def read_held_out(
+    inputs: Sequence[str], data_format: str, text_field: str | None, recursive: bool = False
+) -> HeldOutTexts:
+    """Read texts as the tokenizer commands do; says what was not read.
 
     Raises:
         UserError: an input is missing, cannot be read, or holds no text.
     """
     from colossal_llama.data.texts import TextReader
 
-    reader = TextReader(inputs, "--held_out", data_format, text_field)
+    reader = TextReader(inputs, "--held_out", data_format, text_field, recursive)
     names = dict.fromkeys(Path(file.path).name.split(".")[0] for file in reader.files())
     documents = [Document(one.text, one.category) for one in reader if one.text.strip()]
+    for line in reader.notes():
+        print(line, flush=True)
     if not documents:
         raise UserError(f"--held_out {' '.join(inputs)}: no text in it")
     return HeldOutTexts(", ".join(names), documents, documents_fingerprint(documents))

@@ -15,9 +15,8 @@ from colossal_llama.data.exported_template import with_exported_template
 from colossal_llama.data.formats.parsed import Conversation, Message
 from colossal_llama.data.tokenization import ConversationTokenizer, TextEncoder, TokenizedSample, encoder_spec
 from colossal_llama.errors import UserError
+from tests.helpers.plain_rendering import CHATML, LLAMA3, OWN_TEMPLATES
 
-CHATML = ["<|im_start|>", "<|im_end|>"]
-LLAMA3 = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
 QUESTIONS = ["你好，what is 2+2?\n- a\n- b", " with a leading space"]
 ANSWERS = ["It's 4.\n\nDone", "好的，没有问题。"]
 KINDS = [
@@ -27,41 +26,6 @@ KINDS = [
     "smollm2",
     "smollm2 without bos",
 ]
-
-OWN_TEMPLATES = {
-    "llama-2": (
-        "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}"
-        "{% set head = '<<SYS>>\n' + messages[0]['content'] + '\n<</SYS>>\n\n' %}"
-        "{% else %}{% set rest = messages %}{% set head = '' %}{% endif %}"
-        "{% for m in rest %}{% if m['role'] == 'user' %}"
-        "{{ bos_token + '[INST] ' + (head if loop.first else '') + m['content'] + ' [/INST]' }}"
-        "{% else %}{{ ' ' + m['content'] + ' ' + eos_token }}{% endif %}{% endfor %}"
-    ),
-    "llama-3, stripping": (
-        "{{ bos_token }}{% for m in messages %}"
-        "{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + (m['content'] | trim) + '<|eot_id|>' }}"
-        "{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
-    ),
-    "chatml with a default system text": (
-        "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}"
-        "{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}"
-        "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    ),
-    "chatml with newlines between": (
-        "{% for m in messages %}{{ '' if loop.first else '\n' }}"
-        "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '\n<|im_start|>assistant\n' }}{% endif %}"
-    ),
-    "no system role, plain headers": (
-        "{{ bos_token }}{% for m in messages %}"
-        "{% if m['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
-        "{% if m['role'] == 'user' %}{{ 'USER: ' + m['content'] + '\n' }}"
-        "{% else %}{{ 'ASSISTANT:' + m['content'] + eos_token + '\n' }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
-    ),
-}
 
 NEEDS = {"chatml": CHATML, "llama3": LLAMA3}
 NAMES = [*(name for name in CHAT_TEMPLATES.names() if name != "tokenizer"), *OWN_TEMPLATES]

@@ -41,6 +41,7 @@ CONTROL: dict[str, tuple[Any, ...]] = {
 }
 PREPARE: dict[str, tuple[Any, ...]] = {
     "--data_input_dirs": (REQUIRED,),
+    "--recursive": (False,),
     "--tokenizer_dir": (REQUIRED,),
     "--data_output_dirs": (None,),
     "--data_jsonl_output_dir": (None,),
@@ -52,6 +53,7 @@ PREPARE: dict[str, tuple[Any, ...]] = {
     "--packing": ("best_fit",),
     "--data_format": ("auto",),
     "--text_field": (None,),
+    "--ignore_fields": (None,),
     "--on_bad_record": ("stop",),
     "--deduplicate": ("none",),
     "--near_duplicate_threshold": (0.8,),
@@ -134,6 +136,7 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--plot": (None,),
         "--data_format": ("auto",),
         "--text_field": (None,),
+        "--recursive": (False,),
         "--overwrite": (False,),
     },
     TokenizerReportConfig: {
@@ -147,6 +150,7 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--html": (None,),
         "--data_format": ("auto",),
         "--text_field": (None,),
+        "--recursive": (False,),
         "--overwrite": (False,),
     },
     InitTokenizerConfig: {
@@ -306,6 +310,7 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--resamples": (1000,),
         "--data_format": ("auto",),
         "--text_field": (None,),
+        "--recursive": (False,),
         "--allow_code_execution": (False,),
         "--parse_special": (False,),
         "--device": ("cuda:0",),
@@ -327,6 +332,7 @@ TABLE: dict[type, dict[str, tuple[Any, ...]]] = {
         "--data_format": ("auto",),
         "--text_field": (None,),
         "--parse_special": (False,),
+        "--recursive": (False,),
         "--device": ("cuda:0",),
         "--seed": (42,),
     },

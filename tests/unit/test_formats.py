@@ -186,6 +186,16 @@ EXAMPLES: list[tuple[str, dict[str, Any], Parsed]] = [
         {"conversations": [{"from": "system", "value": "S"}, {"role": "user", "content": "q"}, assistant_of("a")]},
         turns("q", "a", system="S"),
     ),
+    (
+        "leetcode",
+        {
+            "id": 1,
+            "code_with_problem": "# Two Sum\n\nFind two numbers.\n\n```python\ndef f(): ...\n```\n",
+            "code_only": "```python\ndef f(): ...\n```",
+            "explanation_only": "A map is kept.",
+        },
+        turns("# Two Sum\n\nFind two numbers.", "```python\ndef f(): ...\n```\nA map is kept."),
+    ),
     ("alpaca", {"instruction": "i", "input": "", "output": "o"}, turns("i", "o")),
     ("alpaca", {"instruction": "i", "input": "x", "output": "o", "text": "all"}, turns("i\nx", "o")),
     (
@@ -342,6 +352,13 @@ def test_the_text_field_wins() -> None:
             "roles do not alternate",
             "message 2 is from 'human'",
         ),
+        (
+            "leetcode",
+            {"code_with_problem": "```python", "code_only": "c", "explanation_only": "e"},
+            "missing field",
+            "'code_with_problem' has no text before its code",
+        ),
+        ("leetcode", {"code_with_problem": "p", "code_only": 1}, "wrong type", "'code_only' must be a string"),
         ("moss", {"chat": [1]}, "wrong type", "'chat' must be an object of turns, found an array"),
         ("moss", {"chat": {"first": {}}}, "unknown type", "'chat' holds 'first'"),
         ("moss", {"chat": {"turn_1": {"Human": "q"}}}, "missing field", "turn_1 has no 'MOSS'"),

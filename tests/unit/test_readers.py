@@ -1,9 +1,11 @@
 """Reading input files: awkward but valid bytes are read, broken ones name file and record."""
 
+import bz2
 import gzip
 import io
 import itertools
 import json
+import lzma
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -72,6 +74,10 @@ FILES: dict[str, tuple[str, Callable[[list[dict[str, Any]]], bytes]]] = {
         "a.jsonl.zst",
         lambda rows: b"\x50\x2a\x4d\x18\x03\x00\x00\x00abc" + zstd(lines(rows)),
     ),
+    "bzip2": ("a.jsonl.bz2", lambda rows: bz2.compress(lines(rows)[:1001]) + bz2.compress(lines(rows)[1001:])),
+    "xz": ("a.ndjson.xz", lambda rows: lzma.compress(lines(rows))),
+    "ndjson": ("a.ndjson", lines),
+    "lines named .json.gz": ("a.json.gz", lambda rows: gzip.compress(lines(rows))),
     "array": ("a.json", lambda rows: json.dumps(rows).encode()),
     "array over lines": ("a.json", lambda rows: json.dumps(rows, ensure_ascii=False, indent=2).encode() + b"\n\n"),
     "array behind a byte order mark": ("a.json", lambda rows: b"\xef\xbb\xbf\r\n " + json.dumps(rows).encode()),
@@ -97,7 +103,7 @@ def test_every_kind_of_file_gives_the_same_records(tmp_path: Path, name: str, si
     records = [record for piece in slices for record in read_slice(pickle.loads(pickle.dumps(piece)))]
     assert [record.value for record in records] == ROWS
     assert [record.number for record in records] == list(range(1, 301))
-    unit = "" if filename.lower().startswith("a.jsonl") or name == "lines named .json" else "record "
+    unit = "" if filename.lower().startswith(("a.jsonl", "a.ndjson")) or name.startswith("lines named") else "record "
     assert records[41].where == f"{file.path}:{unit}42"
 
 
@@ -309,17 +315,18 @@ def paths(files: list[InputFile], root: Path) -> list[str]:
 
 
 def test_a_directory_stands_for_its_files_in_sorted_order(tmp_path: Path) -> None:
-    for name in ("b with 空格.jsonl", "a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "c.json", "a.txt", "README"):
+    for name in ("b with 空格.jsonl", "a.jsonl", "b.jsonl.gz", "d.JSONL.zst", "a.parquet", "c.json", "a.txt", "README"):
         write(tmp_path, b"", name)
     write(tmp_path / "inner", b"")
     files = list_input_files(tmp_path, "--data_input_dirs")
-    names = ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet", "b with 空格.jsonl", "c.json"]
+    names = ["a.jsonl", "a.parquet", "a.txt", "b with 空格.jsonl", "b.jsonl.gz", "c.json", "d.JSONL.zst"]
     assert paths(files, tmp_path) == names
-    assert [file.kind for file in files] == ["jsonl", "jsonl.gz", "jsonl.zst", "parquet", "jsonl", "json"]
+    assert [file.kind for file in files] == ["jsonl", "parquet", "txt", "jsonl", "jsonl", "json", "jsonl"]
+    assert [file.compression for file in files] == ["", "", "", "", "gz", "", "zst"]
 
 
 def test_globs(tmp_path: Path) -> None:
-    for name in ("b.jsonl", "a.jsonl", "a.txt", "one[1].jsonl"):
+    for name in ("b.jsonl", "a.jsonl", "a.csv", "one[1].jsonl"):
         write(tmp_path, b"", name)
     (tmp_path / "deep" / "er").mkdir(parents=True)
     write(tmp_path / "deep" / "er", b"", "c.jsonl.zst")
@@ -357,14 +364,14 @@ def test_saved_datasets(tmp_path: Path) -> None:
 def test_unusable_inputs(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--flag .*gone: no such directory or file"):
         list_input_files(tmp_path / "gone", "--flag")
-    write(tmp_path, b"", "a.txt")
-    with pytest.raises(UserError, match=r"a\.txt: unknown kind of file; expected \.jsonl, .*save_to_disk"):
-        list_input_files(tmp_path / "a.txt", "--flag")
+    write(tmp_path, b"", "a.csv")
+    with pytest.raises(UserError, match=r"a\.csv: unknown kind of file; expected \.jsonl, .*save_to_disk"):
+        list_input_files(tmp_path / "a.csv", "--flag")
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match=r"none: nothing to read in this directory; expected \.jsonl, "):
         list_input_files(tmp_path / "none", "--flag")
-    with pytest.raises(UserError, match=r"\*\.txt: matches nothing that can be read"):
-        list_input_files(f"{tmp_path}/*.txt", "--flag")
+    with pytest.raises(UserError, match=r"\*\.csv: matches nothing that can be read"):
+        list_input_files(f"{tmp_path}/*.csv", "--flag")
     with pytest.raises(UserError, match="cannot be read"):
         list(plan_slices(InputFile(str(tmp_path / "gone.parquet"), "parquet")))
     with pytest.raises(UserError, match="cannot be read"):

@@ -9,13 +9,36 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from colossal_llama.data.formats.conversations import parse_conversation, parse_sharegpt
+from colossal_llama.data.formats.conversations import (
+    MESSAGES_FIELDS,
+    SHAREGPT_FIELDS,
+    parse_conversation,
+    parse_sharegpt,
+)
+from colossal_llama.data.formats.field_use import FieldUse, NoteUnread
 from colossal_llama.data.formats.fields import has
-from colossal_llama.data.formats.gdgpt import is_gdgpt, parse_gdgpt
-from colossal_llama.data.formats.instructions import is_alpaca, is_marked, parse_alpaca, parse_belle
-from colossal_llama.data.formats.moss import is_moss, parse_moss
+from colossal_llama.data.formats.gdgpt import gdgpt_fields, is_gdgpt, parse_gdgpt
+from colossal_llama.data.formats.instructions import (
+    ALPACA_FIELDS,
+    LEETCODE_FIELDS,
+    alpaca_fields,
+    is_alpaca,
+    is_marked,
+    parse_alpaca,
+    parse_belle,
+    parse_leetcode,
+)
+from colossal_llama.data.formats.moss import is_moss, moss_fields, parse_moss
 from colossal_llama.data.formats.parsed import NO_OPTIONS, Conversation, Dropped, FormatOptions, Parsed, Sample
-from colossal_llama.data.formats.plain_text import NOT_PRETRAINING, parse_pretrain, parse_text, parse_wudao
+from colossal_llama.data.formats.plain_text import (
+    NOT_PRETRAINING,
+    PRETRAIN_FIELDS,
+    WUDAO_FIELDS,
+    parse_pretrain,
+    parse_text,
+    parse_wudao,
+    text_fields,
+)
 from colossal_llama.data.readers import Record
 from colossal_llama.errors import RecordError, UserError
 from colossal_llama.registry import Registry
@@ -28,16 +51,35 @@ class RecordFormat:
     Attributes:
         name: what ``--data_format`` takes.
         recognises: whether a record's fields are those of this format; says nothing of their types.
-        parse: turns a record into what is learned; raises :class:`RecordError` for a wrong shape.
+        parser: turns a record into what is learned; raises :class:`RecordError` for a wrong shape.
+        fields: what becomes of the fields of a record.
         shape: the fields, for messages and help texts.
         holds: kinds of records: :class:`Sample`, :class:`Conversation`, or both.
     """
 
     name: str
     recognises: Callable[[dict[str, Any]], bool]
-    parse: Callable[[Record, FormatOptions], Parsed]
+    parser: Callable[[Record, FormatOptions], Parsed]
+    fields: Callable[[dict[str, Any], FormatOptions], FieldUse]
     shape: str
     holds: tuple[type, ...]
+
+    def parse(self, record: Record, options: FormatOptions = NO_OPTIONS, note: NoteUnread | None = None) -> Parsed:
+        """What is learned of a record.
+
+        Args:
+            record: of this format.
+            options: the user's choices.
+            note: is told the names of the record's fields that are not read, if there are any.
+
+        Raises:
+            RecordError: a wrong shape, or a field that changes the meaning and cannot be learned.
+        """
+        unread = self.fields(record.value, options).check(record, options)
+        parsed = self.parser(record, options)
+        if unread and note is not None:
+            note(unread)
+        return parsed
 
 
 FORMATS: Registry[RecordFormat] = Registry("data format")
@@ -100,31 +142,67 @@ def require_sample(record: Record, parsed: Parsed) -> Sample | Dropped:
 def _add(
     name: str,
     recognises: Callable[[dict[str, Any]], bool],
-    parse: Callable[[Record, FormatOptions], Parsed],
+    parser: Callable[[Record, FormatOptions], Parsed],
+    fields: FieldUse | Callable[[dict[str, Any]], FieldUse],
     shape: str,
     holds: tuple[type, ...] = (Conversation,),
 ) -> None:
-    FORMATS.add(name, RecordFormat(name, recognises, parse, shape, holds))
+    def fields_of(value: dict[str, Any], options: FormatOptions) -> FieldUse:
+        return fields if isinstance(fields, FieldUse) else fields(value)
+
+    FORMATS.add(name, RecordFormat(name, recognises, parser, fields_of, shape, holds))
 
 
 # The more fields a format asks for, the earlier it stands: {"type", "text"} is also a {"text"}.
-_add("gdgpt", is_gdgpt, parse_gdgpt, '{"type": "pretrain"|"instruct"|"conversation"|...}', (Sample, Conversation))
-_add("messages", has("messages"), parse_conversation, '{"messages": [{"from"|"role", "content"}]}')
-_add("sharegpt", has("conversations"), parse_sharegpt, '{"conversations": [{"from", "value"}]}')
-_add("moss", is_moss, parse_moss, '{"chat": {"turn_1"}}, {"conversation": [{"human", "assistant"}]}, {"plain_text"}')
+_add(
+    "gdgpt",
+    is_gdgpt,
+    parse_gdgpt,
+    gdgpt_fields,
+    '{"type": "pretrain"|"instruct"|"conversation"|...}',
+    (Sample, Conversation),
+)
+_add("messages", has("messages"), parse_conversation, MESSAGES_FIELDS, '{"messages": [{"from"|"role", "content"}]}')
+_add("sharegpt", has("conversations"), parse_sharegpt, SHAREGPT_FIELDS, '{"conversations": [{"from", "value"}]}')
+_add(
+    "moss",
+    is_moss,
+    parse_moss,
+    moss_fields,
+    '{"chat": {"turn_1"}}, {"conversation": [{"human", "assistant"}]}, {"plain_text"}',
+)
+_add(
+    "leetcode",
+    has("code_with_problem", "code_only", "explanation_only"),
+    parse_leetcode,
+    LEETCODE_FIELDS,
+    '{"code_with_problem", "code_only", "explanation_only"}',
+)
 _add(
     "alpaca",
     lambda value: is_alpaca(value) and not is_marked(value),
     parse_alpaca,
+    ALPACA_FIELDS,
     '{"instruction", "input", "output"}',
 )
-_add("belle", is_alpaca, parse_belle, '{"instruction": "Human:...", "output"}')
-_add("colossal", has("target"), parse_pretrain, '{"source", "target", "category"}', (Sample,))
+_add("belle", is_alpaca, parse_belle, alpaca_fields, '{"instruction": "Human:...", "output"}')
+_add("colossal", has("target"), parse_pretrain, PRETRAIN_FIELDS, '{"source", "target", "category"}', (Sample,))
 _add(
     "wudao",
     lambda value: has("title", "content")(value) and "text" not in value,
     parse_wudao,
+    WUDAO_FIELDS,
     '{"title", "content", "dataType"}',
     (Sample,),
 )
-_add("text", has("text"), parse_text, '{"text"}', (Sample,))
+FORMATS.add(
+    "text",
+    RecordFormat(
+        "text",
+        has("text"),
+        parse_text,
+        lambda value, options: text_fields(options.text_field),
+        '{"text"}',
+        (Sample,),
+    ),
+)

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from colossal_llama.data.formats.conversations import conversation, exchange
+from colossal_llama.data.formats.conversations import conversation, conversation_fields, exchange
+from colossal_llama.data.formats.field_use import TURN_REFUSED, FieldUse, reads
 from colossal_llama.data.formats.fields import (
     MISSING_FIELD,
     UNKNOWN_ROLE,
@@ -34,6 +35,26 @@ _GDGPT_FIELDS = {
     "conver_has_api": "rounds",
     "ref_qa": "rounds",
 }
+
+
+_ACTIONS = reads("inner_thought", "api_name", "api_param", "api_res", refused=TURN_REFUSED)
+_FIELDS_OF_TYPES = {
+    "pretrain": reads("type", "text", "category"),
+    "instruct": conversation_fields("type", "instruct", "input", "output"),
+    "conversation": conversation_fields("type", "rounds"),
+    "conver_has_api": conversation_fields("type", "api_desc", rounds=reads("ans", actions=_ACTIONS)),
+    "ref_qa": conversation_fields("type", "reference", "rounds"),
+}
+
+
+def gdgpt_fields(value: dict[str, Any]) -> FieldUse:
+    """What becomes of the fields of a record, by its type."""
+    kind = value.get("type")
+    return _FIELDS_OF_TYPES.get(kind, _NO_TYPE) if isinstance(kind, str) else _NO_TYPE
+
+
+_NO_TYPE = FieldUse()
+"""Of a record that the parser refuses."""
 
 
 def is_gdgpt(value: dict[str, Any]) -> bool:

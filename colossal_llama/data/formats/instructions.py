@@ -1,10 +1,11 @@
-"""Instructions with an answer: Alpaca's records and BELLE's, whose instruction can hold earlier turns."""
+"""Instructions with an answer: Alpaca's, BELLE's with earlier turns in the instruction, LeetCode's problems."""
 
 import re
 from typing import Any
 
-from colossal_llama.data.formats.conversations import conversation, exchange
-from colossal_llama.data.formats.fields import WRONG_TYPE, array, has, joined, optional_string, string
+from colossal_llama.data.formats.conversations import conversation, conversation_fields, exchange
+from colossal_llama.data.formats.field_use import FieldUse
+from colossal_llama.data.formats.fields import MISSING_FIELD, WRONG_TYPE, array, has, joined, optional_string, string
 from colossal_llama.data.formats.parsed import (
     ASSISTANT,
     HUMAN,
@@ -36,10 +37,11 @@ def parse_alpaca(record: Record, options: FormatOptions = NO_OPTIONS) -> Convers
         messages += exchange(*pair)
     question = joined(string(record, "instruction"), optional_string(record, "input"))
     messages += exchange(question, string(record, "output"))
-    system = optional_string(record, "system") or None
-    return conversation(record, system, messages, optional_string(record, "category"))
+    return conversation(record, None, messages, optional_string(record, "category"))
 
 
+ALPACA_FIELDS = conversation_fields("instruction", "input", "output", "history")
+BELLE_FIELDS = conversation_fields("instruction", "input", "output")
 _BELLE_MARKER = re.compile(r"^[ \t]*(Human|Assistant)[ \t]*[:：]", re.MULTILINE)
 
 
@@ -51,7 +53,13 @@ def is_alpaca(value: dict[str, Any]) -> bool:
 def is_marked(value: dict[str, Any]) -> bool:
     """Whether the instruction marks its turns as BELLE does."""
     instruction = value.get("instruction")
-    return isinstance(instruction, str) and instruction.lstrip().startswith(("Human:", "Human："))
+    found = _BELLE_MARKER.search(instruction) if isinstance(instruction, str) else None
+    return found is not None and found[1] == "Human" and not found.string[: found.start()].strip()
+
+
+def alpaca_fields(value: dict[str, Any]) -> FieldUse:
+    """What becomes of the fields of a record of Alpaca's or BELLE's."""
+    return BELLE_FIELDS if is_marked(value) else ALPACA_FIELDS
 
 
 def parse_belle(record: Record, options: FormatOptions = NO_OPTIONS) -> Conversation | Dropped:
@@ -74,3 +82,26 @@ def parse_belle(record: Record, options: FormatOptions = NO_OPTIONS) -> Conversa
         messages.pop()  # the marker that asks for the output
     messages.append(Message(ASSISTANT, string(record, "output").strip()))
     return conversation(record, None, messages, optional_string(record, "category"))
+
+
+LEETCODE_FIELDS = conversation_fields("code_with_problem", "code_only", "explanation_only")
+
+_CODE_FENCE = "```"
+
+
+def parse_leetcode(record: Record, options: FormatOptions = NO_OPTIONS) -> Conversation | Dropped:
+    """A LeetCode problem: ``{"code_with_problem", "code_only", "explanation_only"}``, as ModelLink trains on it.
+
+    The text before the first code fence of ``code_with_problem`` is the question; the code and below it the explanation
+    are the answer.
+
+    Raises:
+        RecordError: a field is missing or has the wrong type, or there is no text before the code.
+    """
+    problem = string(record, "code_with_problem").partition(_CODE_FENCE)[0].strip()
+    if not problem:
+        raise RecordError(
+            MISSING_FIELD, f"{record.where}: 'code_with_problem' has no text before its code ({_CODE_FENCE})"
+        )
+    answer = joined(string(record, "code_only"), string(record, "explanation_only"))
+    return conversation(record, None, exchange(problem, answer), optional_string(record, "category"))

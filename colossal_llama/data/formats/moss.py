@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from colossal_llama.data.formats.conversations import conversation, exchange
+from colossal_llama.data.formats.conversations import SYSTEM_FIELDS, conversation, conversation_fields, system_text
+from colossal_llama.data.formats.field_use import TURN_REFUSED, FieldUse, reads
 from colossal_llama.data.formats.fields import (
     UNKNOWN_TYPE,
     WRONG_TYPE,
@@ -13,6 +14,7 @@ from colossal_llama.data.formats.fields import (
     string,
     turn_field,
 )
+from colossal_llama.data.formats.loss_flags import LOSS_FLAGS, with_loss_flag
 from colossal_llama.data.formats.parsed import (
     ASSISTANT,
     HUMAN,
@@ -66,8 +68,28 @@ def parse_moss(record: Record, options: FormatOptions = NO_OPTIONS) -> Conversat
         messages = _moss_pairs(record, array(record, "conversation", "turns"))
     else:
         messages = _moss_text(record, string(record, "plain_text"))
-    system = (optional_string(record, "meta_instruction") or optional_string(record, "prefix")).strip() or None
-    return conversation(record, system, messages, optional_string(record, "category"))
+    system = system_text(record, None, (*_SYSTEM_FIELDS, *SYSTEM_FIELDS))
+    return conversation(
+        record, None if system is None else system.strip(), messages, optional_string(record, "category")
+    )
+
+
+_SYSTEM_FIELDS = ("meta_instruction", "prefix")
+_TURN = reads(
+    *("Human", "MOSS", *(name for name, _ in _MOSS_PLUGIN_PARTS), *LOSS_FLAGS),
+    refused=TURN_REFUSED,
+)
+_PAIR = reads("human", "assistant", *LOSS_FLAGS, refused=TURN_REFUSED)
+_CHAT_FIELDS = conversation_fields(*_SYSTEM_FIELDS, chat=FieldUse(every=_TURN))
+_PAIRS_FIELDS = conversation_fields(*_SYSTEM_FIELDS, conversation=_PAIR)
+_TEXT_FIELDS = conversation_fields(*_SYSTEM_FIELDS, "plain_text")
+
+
+def moss_fields(value: dict[str, Any]) -> FieldUse:
+    """What becomes of the fields of a record, by its shape."""
+    if value.get("chat") is not None:
+        return _CHAT_FIELDS
+    return _TEXT_FIELDS if value.get("conversation") is None else _PAIRS_FIELDS
 
 
 def _unmarked(text: str) -> str:
@@ -93,7 +115,7 @@ def _moss_chat(record: Record, chat: Any) -> list[Message]:
             if text not in ("", "None"):
                 segments.append((f"{text}\n", learn))
         segments.append((_unmarked(turn_field(place, turn, "MOSS")), True))
-        messages.append(Message.of_segments(segments))
+        messages.append(with_loss_flag(place, turn, Message.of_segments(segments)))
     return messages
 
 
@@ -102,7 +124,7 @@ def _moss_pairs(record: Record, turns: list[Any]) -> list[Message]:
     for number, turn in enumerate(turns, start=1):
         place = f"{record.where}: turn {number}"
         question, answer = (_unmarked(turn_field(place, turn, name)) for name in ("human", "assistant"))
-        messages += exchange(question, answer)
+        messages += [Message(HUMAN, question), with_loss_flag(place, turn, Message(ASSISTANT, answer))]
     return messages
 
 

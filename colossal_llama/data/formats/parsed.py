@@ -26,11 +26,13 @@ class Message:
         content: its text.
         segments: of an assistant's message that is learned in part: pairs of text and whether it is learned,
             which add up to ``content``. None for a message that is learned whole.
+        has_loss: whether an assistant's message is learned at all, its end token included.
     """
 
     role: str
     content: str
     segments: tuple[tuple[str, bool], ...] | None = None
+    has_loss: bool = True
 
     @classmethod
     def of_segments(cls, segments: Iterable[tuple[str, bool]]) -> "Message":
@@ -38,6 +40,11 @@ class Message:
         parts = tuple((text, learn) for text, learn in segments if text)
         content = "".join(text for text, _ in parts)
         return cls(ASSISTANT, content, None if all(learn for _, learn in parts) else parts)
+
+    @classmethod
+    def without_loss(cls, content: str) -> "Message":
+        """An assistant's message of which nothing is learned, its end token neither."""
+        return cls(ASSISTANT, content, has_loss=False)
 
     @property
     def learned_text(self) -> str:
@@ -73,9 +80,15 @@ Parsed = Sample | Conversation | Dropped
 
 @dataclass(frozen=True, slots=True)
 class FormatOptions:
-    """Choices of the user's; ``text_field`` names the field that the format "text" reads."""
+    """Choices of the user's.
+
+    Attributes:
+        text_field: the field that the format "text" reads.
+        ignored: names of fields that are passed over although they change what a record means.
+    """
 
     text_field: str | None = None
+    ignored: frozenset[str] = frozenset()
 
 
 NO_OPTIONS = FormatOptions()

@@ -1,5 +1,8 @@
 """Pretraining texts: the project's own records, plain texts and WuDao's pages."""
 
+from functools import lru_cache
+
+from colossal_llama.data.formats.field_use import FieldUse, reads
 from colossal_llama.data.formats.fields import optional_string, string
 from colossal_llama.data.formats.parsed import NO_OPTIONS, Dropped, FormatOptions, Sample
 from colossal_llama.data.readers import Record
@@ -9,11 +12,20 @@ EMPTY_TARGET = "empty target"
 
 NOT_PRETRAINING = "not a pretraining record"
 
+PRETRAIN_FIELDS = reads("source", "target", "category")
+WUDAO_FIELDS = reads("title", "content", "dataType")
+
+
+@lru_cache
+def text_fields(name: str | None) -> FieldUse:
+    """What becomes of the fields of a plain text in the field ``name``, or "text"."""
+    return reads(name or "text", "category", meta=reads("pile_set_name"))
+
 
 def parse_pretrain(record: Record, options: FormatOptions = NO_OPTIONS) -> Sample | Dropped:
     """A pretraining record: ``{"source": "", "target": "text", "category": "tag"}``.
 
-    ``source`` and ``category`` may be absent or null; unknown fields are ignored.
+    ``source`` and ``category`` may be absent or null.
 
     Raises:
         RecordError: ``target`` is missing or any field has the wrong type.
