@@ -55,7 +55,8 @@ def read_generation_config(folder: Path, model_config: Any) -> RepairedConfig:
         named = _read_settings(path)
         config = GenerationConfig()
         for name, value in named.items():  # not in its constructor, which checks them
-            setattr(config, name, value)
+            if not name.startswith("_"):  # _from_model_config: the model's configuration has no say any more
+                setattr(config, name, value)
     else:
         path = folder / CONFIG_FILE
         named = _read_settings(path)
