@@ -1,6 +1,8 @@
 """Ends of a command that are no fault of the program, and how it reports them: one line, an exit code, no traceback."""
 
+import errno
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -34,8 +36,44 @@ class RecordError(UserError):
         return type(self), (self.reason, str(self))
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, a quota or a limit that is full."""
+
+_OF_FILES = (
+    *FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOENT, errno.EISDIR, errno.ENOTDIR,
+    errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.ETXTBSY, errno.ENODEV,
+)  # fmt: skip
+
+
+def explain_os_error(error: OSError) -> str:
+    """Why the system refused a file, and what to do where that is known; without the file's name."""
+    reason = error.strerror or str(error)
+    if error.errno in FULL:
+        return f"{reason}: make room, or write to another disk"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{reason}: check the permissions"
+    return reason
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The error of the system that ``error`` is, or that a library written in Rust speaks of; None for others."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+
+
+def _file_error(error: OSError) -> str | None:
+    """The line for an error of the file system; None for other errors, which are for the program to explain."""
+    if error.errno not in _OF_FILES:
+        return None
+    if error.filename is None:
+        return f"a file cannot be written ({explain_os_error(error)})" if error.errno in FULL else None
+    return f"{os.fsdecode(error.filename)}: {explain_os_error(error)}"
+
+
 def run_command(body: Callable[[], None]) -> int:
-    """Run a command's body and turn a :class:`UserError` into one line on stderr.
+    """Run a command's body and turn a :class:`UserError`, or what the file system refuses, into one line on stderr.
 
     Every rank of a distributed run meets the same bad flag; rank 0 reports it. The others wait a moment,
     in which the launcher normally ends them, and speak up only if rank 0 did not fail.
@@ -53,10 +91,19 @@ def run_command(body: Callable[[], None]) -> int:
             print(stop, file=sys.stderr, flush=True)
         return PREEMPTED_EXIT_CODE
     except UserError as error:
-        rank = int(os.environ.get("RANK", "0"))
-        if rank != 0:
-            time.sleep(3)
-        prefix = "" if rank == 0 else f"[rank {rank}] "
-        print(f"{prefix}error: {error}", file=sys.stderr, flush=True)
-        return USER_ERROR_EXIT_CODE
+        return _report(str(error))
+    except OSError as error:
+        line = _file_error(error)
+        if line is None:
+            raise
+        return _report(line)
     return 0
+
+
+def _report(line: str) -> int:
+    rank = int(os.environ.get("RANK", "0"))
+    if rank != 0:
+        time.sleep(3)
+    prefix = "" if rank == 0 else f"[rank {rank}] "
+    print(f"{prefix}error: {line}", file=sys.stderr, flush=True)
+    return USER_ERROR_EXIT_CODE

@@ -34,8 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def benchmark(config: BenchmarkConfig) -> None:
     """Measure this project's loop and its peers, print a table and write the figures."""
+    from colossal_llama.atomic import refuse_existing_file
     from colossal_llama.planning.shapes import ModelShape, find_model_config
 
+    if config.output is not None:
+        refuse_existing_file(Path(config.output), "--output", overwrite=True)
     ModelShape.from_config(find_model_config(config.model, "--model"), f"--model {config.model}")
     contenders = [OWN_LOOP, *config.compare]
     if config.compare:

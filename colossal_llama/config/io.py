@@ -5,7 +5,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.atomic import write_text_atomically
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_text_file
 
 
 def read_yaml_mapping(path: Path, flag: str = "--config") -> dict[str, Any]:
@@ -20,11 +22,12 @@ def read_yaml_mapping(path: Path, flag: str = "--config") -> dict[str, Any]:
     """
     import yaml
 
-    if not path.is_file():
-        raise UserError(f"{flag} {path}: no such file")
+    text = read_text_file(path, f"{flag} {path}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(text)
+    except RecursionError as error:
+        raise UserError(f"{flag} {path}: not valid YAML: nested too deeply") from error
+    except yaml.YAMLError as error:
         raise UserError(f"{flag} {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return {}
@@ -35,5 +38,4 @@ def read_yaml_mapping(path: Path, flag: str = "--config") -> dict[str, Any]:
 
 def write_config(config: Any, path: Path) -> None:
     """Write a config dataclass as JSON, which ``--config`` reads back (JSON is a subset of YAML)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text_atomically(path, json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_json_object
+from colossal_llama.json_records import json_type
 
 
 def find_base(adapter: Path, flag: str, base_model_path: str | None) -> Path:
@@ -23,10 +24,9 @@ def find_base(adapter: Path, flag: str, base_model_path: str | None) -> Path:
     path = adapter / ADAPTER_CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{flag} {adapter}: no {ADAPTER_CONFIG_FILE} here; give a folder of LoRA adapters")
-    try:
-        named = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); the file is damaged, copy the adapters again") from error
+    named = read_json_object(path).get("base_model_name_or_path") or ""
+    if not isinstance(named, str):
+        raise UserError(f"{path}: base_model_name_or_path must be a string, found {json_type(named)}")
     base = Path(base_model_path or named)
     if not (base / CONFIG_FILE).is_file():
         where = "--base_model_path" if base_model_path else f"{path}: base_model_name_or_path"

@@ -9,6 +9,7 @@ from typing import Any
 
 from colossal_llama.constants import BASE_MODEL_FILE
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_json_object
 
 OUTPUT_EMBEDDING = "lm_head.weight"
 """Left out: of a model with tied embeddings, some programs store it and some do not."""
@@ -73,10 +74,10 @@ def check_base(adapter: Path, base: Path, flag: str) -> None:
     path = adapter / BASE_MODEL_FILE
     if not path.is_file():
         return
-    try:
-        expected = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete it to go on without this check") from error
+    remedy = "delete it to go on without this check"
+    expected = read_json_object(path, remedy=remedy).get("fingerprint")
+    if not isinstance(expected, str):
+        raise UserError(f"{path}: has no fingerprint; {remedy}")
     found = weights_fingerprint(base)
     if found is not None and found != expected:
         raise UserError(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE, TORCH_DTYPES
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_json_object
 
 
 def read_model_config(folder: Path, flag: str) -> dict[str, Any]:
@@ -21,11 +21,8 @@ def read_model_config(folder: Path, flag: str) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{flag} {folder}: no {CONFIG_FILE} in it; expected a Hugging Face model folder")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); the file is damaged, copy the model again") from error
-    if not isinstance(content, dict) or "model_type" not in content:
+    content = read_json_object(path)
+    if not isinstance(content.get("model_type"), str):
         raise UserError(f"{path}: has no model_type; expected the config.json of a Hugging Face model")
     return content
 
@@ -79,8 +76,8 @@ def _supported_attention(folder: Path, flag: str, wanted: str) -> str:
 def _load_with_adapter(folder: Path, flag: str, precision: str, attn_implementation: str) -> Any:
     from colossal_llama.model.lora import merge_adapter
 
-    base = json.loads((folder / ADAPTER_CONFIG_FILE).read_text(encoding="utf-8")).get("base_model_name_or_path", "")
-    if not Path(base).is_dir():
+    base = read_json_object(folder / ADAPTER_CONFIG_FILE).get("base_model_name_or_path") or ""
+    if not Path(str(base)).is_dir():
         raise UserError(
             f"{flag} {folder}: its {ADAPTER_CONFIG_FILE} names the base model {base!r}, which is no folder here"
         )

@@ -1,9 +1,9 @@
 """The picture and the table of a compression curve."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from colossal_llama.atomic import scratch_beside
 from colossal_llama.errors import UserError
 from colossal_llama.tokenizer.compression import CurvePoint
 
@@ -66,13 +66,8 @@ def draw_curve(path: Path, points: Sequence[CurvePoint], marked: CurvePoint | No
     axis.xaxis.set_major_formatter("{x:,.0f}")
     axis.grid(alpha=0.3)
     axis.legend()
-    scratch = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(scratch, dpi=100, format="png")
-        scratch.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        with scratch_beside(path) as scratch:
+            figure.savefig(scratch, dpi=100, format="png")
     finally:
         pyplot.close(figure)
-        scratch.unlink(missing_ok=True)

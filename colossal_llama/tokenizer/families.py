@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_json_object
 from colossal_llama.tokenizer import bytelevel, sentencepiece, sentencepiece_bpe, unigram
 from colossal_llama.tokenizer.reachability import Unreachable
 
@@ -148,7 +149,7 @@ def _let_fast_load(config_file: Path) -> None:
     """Drop ``"add_prefix_space": true``, the default: given, it makes every load convert the model anew."""
     if not config_file.is_file():
         return
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = read_json_object(config_file)
     if config.get("add_prefix_space") is True:
         del config["add_prefix_space"]
         write_json(config_file, config)
