@@ -37,5 +37,11 @@ def read_yaml_mapping(path: Path, flag: str = "--config") -> dict[str, Any]:
 
 
 def write_config(config: Any, path: Path) -> None:
-    """Write a config dataclass as JSON, which ``--config`` reads back (JSON is a subset of YAML)."""
+    """Write a config dataclass as JSON, which ``--config`` reads back (JSON is a subset of YAML).
+
+    An older file is replaced only when the new one is complete.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
     write_text_atomically(path, json.dumps(dataclasses.asdict(config), indent=2, ensure_ascii=False) + "\n")

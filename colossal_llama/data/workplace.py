@@ -165,9 +165,11 @@ def _make_folders(place: Workplace, note: TextIO, made: list[Path]) -> None:
     if place.scratch.exists():
         print(f"going on with what an earlier run left in {place.scratch}", flush=True)
     made += _read_note(place.note).made  # by the earlier run
-    # What else the note said (that all is made, which has gone since) is no longer so.
-    note.truncate(0)
+    # Written over what the note said before, then cut: a kill in between leaves a first line that is whole. What
+    # followed it (that all is made, which has gone since) is no longer so.
+    note.seek(0)
     note.write(json.dumps({"folders": list(map(str, place.folders())), "made": list(map(str, made))}) + "\n")
+    note.truncate()
     note.flush()
     for folder in place.folders():
         folder.mkdir(parents=True, exist_ok=True)
@@ -260,7 +262,7 @@ def _locked(path: Path) -> Iterator[TextIO]:
     Raises:
         _HeldError: another process holds it.
     """
-    with path.open("a", encoding="utf-8") as file:
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Else the one who held it has just removed the file, and a lock on nothing keeps nobody out.

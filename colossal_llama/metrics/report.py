@@ -49,8 +49,7 @@ def write_training_report(folder: Path, facts: dict[str, Any], settings: dict[st
     """
     path = folder / REPORT_FILE
     page = render_training_report(_read(folder / METRICS_FILE), _read(folder / EVENTS_FILE), facts, settings)
-    # Names of categories and folders need not be UTF-8.
-    write_text_atomically(path, page, errors="backslashreplace")
+    write_text_atomically(path, page, errors="backslashreplace")  # names of categories and folders need not be UTF-8
     return path
 
 

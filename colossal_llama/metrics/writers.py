@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from colossal_llama.atomic import write_text_atomically
+from colossal_llama.errors import UserError
+
 Metrics = dict[str, float]
 Event = dict[str, Any]
 """Something that happens now and then. ``kind`` is evaluation, checkpoint, skipped or spike."""
@@ -98,11 +101,33 @@ class JsonlWriter:
 
 
 def _reopen(path: Path, first_step: int) -> TextIO:
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() and first_step else []
-    kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
-    file = path.open("w", encoding="utf-8")
-    file.writelines(kept)
-    return file
+    """Open a file to add to, without the lines of steps beyond ``first_step`` and without a line that was cut short.
+
+    A kill at any moment leaves the old content or the kept lines: nothing is held in memory alone.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    if not first_step:
+        write_text_atomically(path, "")
+    elif path.is_file():
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = [line for number, line in enumerate(lines, start=1) if _belongs(line, first_step, f"{path}:{number}")]
+        if kept != lines:
+            write_text_atomically(path, b"".join(kept).decode("utf-8"))
+    return path.open("a", encoding="utf-8")
+
+
+def _belongs(line: bytes, first_step: int, where: str) -> bool:
+    """Whether a stored line is whole and of the first ``first_step`` steps."""
+    if not line.endswith(b"\n"):  # a killed run was writing it
+        return False
+    try:
+        return bool(json.loads(line)["step"] <= first_step)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{where}: damaged ({error}); delete the line, or give another --tensorboard_dir to keep the file as it is"
+        ) from error
 
 
 def _write_line(file: TextIO, content: dict[str, Any]) -> None:

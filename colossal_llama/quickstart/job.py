@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from colossal_llama.atomic import write_text_atomically
 from colossal_llama.config.quickstart import QuickstartConfig
 from colossal_llama.quickstart import assets, report, steps
 from colossal_llama.quickstart.plan import FULL, TINY, StagePlan
@@ -113,5 +114,5 @@ class QuickstartJob:
             ]
         )
         path = self._workspace.folder("report.md")
-        path.write_text(text + "\n", encoding="utf-8")
+        write_text_atomically(path, text + "\n")
         print(f"\n{text}\n\nreport: {path}\ncurves: {figure}", flush=True)

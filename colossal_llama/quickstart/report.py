@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.atomic import scratch_beside
+
 Result = dict[str, Any]
 
 
@@ -62,5 +64,6 @@ def draw_curves(path: Path, stages: list[tuple[str, list[float]]], measurements:
         axis.grid(alpha=0.3)
         for boundary in boundaries[1:-1]:
             axis.axvline(boundary, color="grey", linewidth=0.8, linestyle=":")
-    figure.savefig(path, dpi=120)
+    with scratch_beside(path) as scratch:
+        figure.savefig(scratch, dpi=120, format="png")
     pyplot.close(figure)

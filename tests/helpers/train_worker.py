@@ -7,6 +7,8 @@ SLOW_RANK=1            that rank starts writing its part of a checkpoint two sec
 UNDO=name,...          take single remedies out, to show what goes wrong without them
 SIGNAL_AT=S:R:NAME     rank R sends itself the signal NAME in optimizer step S (counted from 1 in this process)
 KILL_AT=EVENT:N:R      rank R kills itself (SIGKILL) when EVENT happens for the N-th time; see kill_at
+KILL_AT_CHANGE=N:DIR   kill this process before its N-th change to files below DIR, or before its first optimizer step
+                       with exit code NO_MORE_CHANGES if it makes fewer; see tests/helpers/kill_points.py
 FILE_LIMIT=R:BYTES     rank R can write no file longer than this (RLIMIT_FSIZE)
 SLOW_WRITER=SECONDS    files of a checkpoint are written that much later than they could be
 NAN_LOSS=N,...         the loss of these steps is NaN, on the last rank that computes one
@@ -31,6 +33,9 @@ from colossal_llama.commands import train as command
 from colossal_llama.distributed import upstream_fixes
 from colossal_llama.model.lora import bare_model
 from colossal_llama.plugins import gemini
+from tests.helpers.kill_points import KillPoint
+
+NO_MORE_CHANGES = 99
 
 
 def fixed_ids(vocab_size: int) -> Any:
@@ -120,6 +125,8 @@ def install_hooks() -> None:
         signal_at(*when.split(":"))
     if when := os.environ.get("KILL_AT"):
         kill_at(*when.split(":"))
+    if when := os.environ.get("KILL_AT_CHANGE"):
+        kill_at_change(*when.split(":"))
     if limit := os.environ.get("FILE_LIMIT"):
         limit_files(*limit.split(":"))
     if seconds := os.environ.get("SLOW_WRITER"):
@@ -213,6 +220,14 @@ def kill_at(event: str, number: str, rank: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     before_call(*places[event], int(number), rank, kill)
+
+
+def kill_at_change(number: str, folder: str) -> None:
+    from colossal_llama.plugins import steps
+
+    for kind in (steps.DataParallelStep, steps.PipelineStep):
+        before_call(kind, "run", 1, os.environ["RANK"], lambda *args: os._exit(NO_MORE_CHANGES))
+    KillPoint(int(number), Path(folder)).install()
 
 
 def limit_files(rank: str, size: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from colossal_llama.errors import UserError
 from colossal_llama.metrics import tracker as tracker_module
 from colossal_llama.metrics import writers as writers_module
 from colossal_llama.metrics.flops import flops_per_token, is_counted, peak_flops
@@ -285,3 +286,36 @@ def test_nothing_is_a_spike_before_there_is_a_usual_loss() -> None:
     assert [steady.sees_spike(2.0) for _ in range(LEAST_STEPS)] == [None] * LEAST_STEPS
     assert steady.sees_spike(2.09) is None
     assert steady.sees_spike(2.11) == 2.0
+
+
+def write_lines(path: Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def test_a_resumed_run_keeps_the_lines_of_its_steps_only(tmp_path: Path) -> None:
+    kept = ['{"step": 1, "note": "é"}\n', '{"step": 3}\n']
+    # An event of an earlier step can follow one of a later step: a checkpoint is noted when it is whole.
+    write_lines(tmp_path / "events.jsonl", kept[0], '{"step": 4}\n', kept[1], '{"step": 5, "half')
+    writer = JsonlWriter(tmp_path, first_step=3)
+    assert (tmp_path / "events.jsonl").read_text(encoding="utf-8") == "".join(kept)
+    writer.note(4, {"kind": "evaluation"})
+    writer.close()
+    assert (tmp_path / "events.jsonl").read_text(encoding="utf-8") == "".join(kept) + (
+        '{"step": 4, "kind": "evaluation"}\n'
+    )
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["events.jsonl", "metrics.jsonl"]
+
+
+def test_a_new_run_begins_its_files_anew(tmp_path: Path) -> None:
+    write_lines(tmp_path / "metrics.jsonl", "of another run\n")
+    JsonlWriter(tmp_path, first_step=0).close()
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == ""
+
+
+@pytest.mark.parametrize("line", ["\0\0\0\0\n", "[1]\n", "{}\n", '{"step": "x"}\n', "\n"])
+def test_a_damaged_line_is_named(tmp_path: Path, line: str) -> None:
+    write_lines(tmp_path / "metrics.jsonl", '{"step": 1}\n', line, '{"step": 2}\n')
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2: damaged"):
+        JsonlWriter(tmp_path, first_step=2)
+    assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8").count("\n") == 3
