@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -78,6 +79,7 @@ def train(config: TrainConfig) -> None:
     options = build_options(config, on_host=True, flash_attention=False)
     spec.check(options, world_size_from_environment())
     check_optimizer(config.optimizer, spec.weight_form(options), config.plugin)
+    check_outputs(config)
     point = locate_start(config)
     inputs = check_inputs(config, point) if point.folder is None else None
     env = launch(config.seed)
@@ -90,6 +92,22 @@ def train(config: TrainConfig) -> None:
         run_stage(config, spec, inputs, env)
     finally:
         shut_down()
+
+
+def check_outputs(config: TrainConfig) -> None:
+    """Refuse outputs that could not be written, before anything is loaded; only rank 0 writes all of them.
+
+    Raises:
+        UserError: names the flag.
+    """
+    from colossal_llama.atomic import refuse_existing_file, refuse_unwritable
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    refuse_existing_file(Path(config.config_file), "--config_file", overwrite=True)
+    if not config.benchmark:
+        refuse_unwritable(Path(config.save_dir), "--save_dir")
+        refuse_unwritable(Path(config.tensorboard_dir), "--tensorboard_dir")
 
 
 def locate_start(config: TrainConfig) -> ResumePoint:

@@ -342,7 +342,11 @@ def judge(case: Case, done: Done, before: dict[str, tuple], after: dict[str, tup
         problems.append("a traceback")
     if HUNG in everything or done.code < 0:
         problems.append(f"ended by signal {-done.code}")
-    if case.limit and any(kept == (case.limit,) for kept in (entry[:1] for entry in after.values())):
+    if (
+        result == TAKEN
+        and case.limit
+        and any(kept == (case.limit,) for kept in (entry[:1] for entry in after.values()))
+    ):
         problems.append("a file was cut off")
     if result == REFUSED:
         problems += _problems_of_refusal(case, done, before, after)
@@ -370,7 +374,8 @@ def _problems_of_refusal(case: Case, done: Done, before: dict[str, tuple], after
 def _names(case: Case) -> list[str]:
     """What may lead a user to the file: its path, or that of a folder that a flag names."""
     if case.is_output:
-        return [f"{OUT}/", f"{OUT}:"]
+        # Tokenizers that are tried out are written below the folder for temporary files.
+        return [f"{OUT}/", f"{OUT}:", "wider-tokenizer-"]
     path = INPUTS / case.place
     return [str(one) for one in (path, *path.parents[:-2])]
 
