@@ -4,6 +4,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -77,6 +78,21 @@ def read_json_object(path: Path, name: str | None = None, remedy: str = COPY_AGA
         name = str(path) if name is None else name
         raise UserError(f"{name}: expected a JSON object, found {json_type(content)}; {remedy}")
     return content
+
+
+def check_json_objects(folder: Path, names: Sequence[str]) -> None:
+    """Refuse a folder in which one of these files is damaged; those that are missing pass.
+
+    Libraries read some of them late, some only at times, and some not at all where others hold the same: a copy that
+    was cut short would be found out hours later, or be copied on.
+
+    Raises:
+        UserError: as :func:`read_json_object`.
+    """
+    for name in names:
+        path = folder / name
+        if path.exists() or path.is_symlink():
+            read_json_object(path)
 
 
 def read_json_lines(path: Path, remedy: str = "delete the line, or move the file away") -> list[dict[str, Any]]:

@@ -162,6 +162,7 @@ def check_inputs(config: TrainConfig, point: ResumePoint) -> Inputs:
     Raises:
         UserError: a folder is missing or holds the wrong thing.
     """
+    from colossal_llama.model.adapters import check_adapter
     from colossal_llama.model.base_fingerprint import check_base
     from colossal_llama.model.loader import read_model_config
 
@@ -178,6 +179,7 @@ def check_inputs(config: TrainConfig, point: ResumePoint) -> Inputs:
                 f"--load_checkpoint {adapter}: holds LoRA adapters; give the --lora_rank they were trained with"
             )
         else:
+            check_adapter(adapter)
             check_base(adapter, pretrained, "--pretrained")
     if config.eval_interval:
         from colossal_llama.data.held_out import held_out_paths

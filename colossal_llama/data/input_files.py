@@ -87,7 +87,7 @@ def _dataset_files(folder: Path, flag: str) -> list[InputFile]:
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         names = [str(entry["filename"]) for entry in state["_data_files"]]
         indices = state.get("_indices_files") or state.get("_indices_data_files")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{flag} {folder}: its state.json is not that of a saved dataset ({error})") from error
     if indices:
         raise UserError(f"{flag} {folder}: saved with an indices file; call flatten_indices() and save_to_disk again")

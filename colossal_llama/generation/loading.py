@@ -87,6 +87,25 @@ def load_for_generation(
     return model.to(device).eval(), tokenizer
 
 
+def check_for_generation(folder: Path, flag: str) -> None:
+    """Look at the files of a model or of adapters without loading them, so that what is damaged is found at once.
+
+    Raises:
+        UserError: names the file that is missing or damaged.
+    """
+    from colossal_llama.model.adapters import find_base
+    from colossal_llama.model.loader import read_model_config
+    from colossal_llama.model.stored_tensors import INDEX_FILE, SINGLE_FILE, checkpoint_tensors
+    from colossal_llama.tokenizer.loading import check_tokenizer_folder
+
+    base = find_base(folder, flag, None) if (folder / ADAPTER_CONFIG_FILE).is_file() else folder
+    read_model_config(base, flag)
+    if any((base / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        checkpoint_tensors(base, flag)
+    if base == folder or (folder / "tokenizer_config.json").is_file():
+        check_tokenizer_folder(folder, flag)
+
+
 def _load_with_base(
     adapter: Path, device: str, flag: str, precision: str, base_model_path: str | None
 ) -> tuple[Any, Any]:

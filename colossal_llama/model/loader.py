@@ -7,7 +7,7 @@ from typing import Any
 
 from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE, TORCH_DTYPES
 from colossal_llama.errors import UserError
-from colossal_llama.json_files import read_json_object
+from colossal_llama.json_files import check_json_objects, read_json_object
 
 
 def read_model_config(folder: Path, flag: str) -> dict[str, Any]:
@@ -22,6 +22,7 @@ def read_model_config(folder: Path, flag: str) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{flag} {folder}: no {CONFIG_FILE} in it; expected a Hugging Face model folder")
     content = read_json_object(path)
+    check_json_objects(folder, ("generation_config.json",))
     if not isinstance(content.get("model_type"), str):
         raise UserError(f"{path}: has no model_type; expected the config.json of a Hugging Face model")
     return content

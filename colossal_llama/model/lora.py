@@ -62,7 +62,7 @@ def add_lora(booster: Any, model: Any, options: LoraOptions, adapter: Path | Non
     else:
         try:
             wrapped = booster.enable_lora(model, pretrained_dir=str(adapter))
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _misfit("--load_checkpoint", adapter, error) from error
         _check_adapter(wrapped.peft_config["default"], options, adapter)
     if _ties_embeddings(model):
@@ -186,7 +186,7 @@ def merge_adapter(model: Any, adapter: Path, flag: str) -> Any:
     try:
         with torch.no_grad():
             merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise _misfit(flag, adapter, error) from error
     merged = merged.to(dtype)
     if _ties_embeddings(merged):

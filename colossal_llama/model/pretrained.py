@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from colossal_llama.constants import CONFIG_FILE
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import check_json_objects
 from colossal_llama.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -79,10 +80,11 @@ def check_model_folder(path: Path, flag: str) -> None:
     """Refuse what cannot be a model's folder.
 
     Raises:
-        UserError: it has no ``config.json``.
+        UserError: it has no ``config.json``, or its small files are damaged.
     """
     if not (path / CONFIG_FILE).is_file():
         raise UserError(f"{flag} {path}: no {CONFIG_FILE} here; give a local Hugging Face model folder")
+    check_json_objects(path, (CONFIG_FILE, "generation_config.json"))
 
 
 def refuse_weights(path: Path, flag: str, names: Sequence[str]) -> NoReturn:

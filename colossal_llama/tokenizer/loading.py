@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import check_json_objects
 from colossal_llama.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -13,12 +14,16 @@ if TYPE_CHECKING:
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 """A tokenizer folder holds at least one of these."""
 
+SETTINGS_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.json")
+"""What else a tokenizer folder may hold in JSON."""
+
 
 def check_tokenizer_folder(path: Path, flag: str) -> None:
     """Refuse what cannot be a tokenizer folder before any library is asked.
 
     Raises:
-        UserError: ``path`` is missing, is no folder, or holds none of :data:`TOKENIZER_FILES`.
+        UserError: ``path`` is missing, is no folder, holds none of :data:`TOKENIZER_FILES`, or one of its
+            :data:`SETTINGS_FILES` is damaged.
     """
     if not path.exists():
         raise UserError(f"{flag} {path}: no such folder; give a local Hugging Face tokenizer folder")
@@ -26,6 +31,7 @@ def check_tokenizer_folder(path: Path, flag: str) -> None:
         raise UserError(f"{flag} {path}: is a file; give the folder that holds the tokenizer's files")
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{flag} {path}: no tokenizer here; expected one of {', '.join(TOKENIZER_FILES)}")
+    check_json_objects(path, SETTINGS_FILES)
 
 
 def load_tokenizer(path: str | Path, flag: str) -> "PreTrainedTokenizerBase":

@@ -205,7 +205,7 @@ COMMANDS: dict[str, Command] = {
         f"--load_checkpoint in/run/checkpoints/{CHECKPOINT}",
         below("run/logs", "metrics.jsonl", "events.jsonl"),
         ignores=("model/*", "data/*", "run/*"),
-        keeps=("out/config.json",),
+        keeps=("out/config.json", "in/run/logs/*"),
     ),
     "run_stages --dry_run": Command(
         "run_stages",
@@ -247,6 +247,7 @@ COMMANDS: dict[str, Command] = {
         "in/model --tasks boolq --data_dir in/benchmarks --output_dir in/results --device cpu",
         ("results/parts/boolq-boolq-*.json",),
         ignores=("model/*", "benchmarks/*", "results/results.*"),
+        keeps=("in/results/parts/*.answers",),
     ),
     "compare_models": Command(
         "compare_models",

@@ -364,9 +364,8 @@ def _problems_of_refusal(case: Case, done: Done, before: dict[str, tuple], after
     elif len(errors[0]) > 600:
         yield f"an error line of {len(errors[0])} characters"
     changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-    if case.is_output:
-        keeps = COMMANDS[case.command].keeps
-        changed = [name for name in changed if not any(fnmatch.fnmatchcase(name, pattern) for pattern in keeps)]
+    keeps = COMMANDS[case.command].keeps
+    changed = [name for name in changed if not any(fnmatch.fnmatchcase(name, pattern) for pattern in keeps)]
     if changed:
         yield f"left behind: {', '.join(changed[:5])}"
 
@@ -377,6 +376,8 @@ def _names(case: Case) -> list[str]:
         # Tokenizers that are tried out are written below the folder for temporary files.
         return [f"{OUT}/", f"{OUT}:", "wider-tokenizer-"]
     path = INPUTS / case.place
+    if case.command == "run_stages" and case.place.startswith("model/"):
+        return ["the weights it starts from", str(path)]
     return [str(one) for one in (path, *path.parents[:-2])]
 
 
