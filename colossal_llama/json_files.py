@@ -80,6 +80,11 @@ def read_json_object(path: Path, name: str | None = None, remedy: str = COPY_AGA
     return content
 
 
+def is_there(path: Path) -> bool:
+    """Whether a name is taken, also by a folder or by a link to a file that is missing, which reading then refuses."""
+    return path.exists() or path.is_symlink()
+
+
 def check_json_objects(folder: Path, names: Sequence[str]) -> None:
     """Refuse a folder in which one of these files is damaged; those that are missing pass.
 
@@ -91,7 +96,7 @@ def check_json_objects(folder: Path, names: Sequence[str]) -> None:
     """
     for name in names:
         path = folder / name
-        if path.exists() or path.is_symlink():
+        if is_there(path):
             read_json_object(path)
 
 

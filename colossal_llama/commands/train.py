@@ -25,7 +25,7 @@ from colossal_llama.commands.train_update import (
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.io import write_config
 from colossal_llama.config.train import AUTO, TrainConfig
-from colossal_llama.constants import ADAPTER_CONFIG_FILE
+from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from colossal_llama.errors import PreemptedError, UserError, run_command
 
 if TYPE_CHECKING:
@@ -168,6 +168,8 @@ def check_inputs(config: TrainConfig, point: ResumePoint) -> Inputs:
 
     pretrained = Path(config.pretrained)
     model_config = read_model_config(pretrained, "--pretrained")
+    if model_config.get("vocab_size") is None:
+        raise UserError(f"--pretrained {pretrained / CONFIG_FILE}: has no vocab_size; copy the model again")
     check_new_rows(config, model_config)
     adapter = None
     if point.weights != pretrained:

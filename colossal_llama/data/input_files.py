@@ -77,7 +77,11 @@ def _directory_files(folder: Path, flag: str) -> list[InputFile]:
         return _dataset_files(folder, flag)
     if (folder / "dataset_dict.json").is_file():
         raise UserError(f"{flag} {folder}: holds several splits (dataset_dict.json); name one of its subdirectories")
-    found = [(path, _kind(path)) for path in sorted(folder.iterdir()) if path.is_file()]
+    found = [(path, _kind(path)) for path in sorted(folder.iterdir())]
+    for path, kind in found:
+        if kind is not None and not path.is_file():
+            what = "a folder" if path.is_dir() else "a link to a file that is missing"
+            raise UserError(f"{flag} {path}: is {what}; mend it or take it out of the folder")
     return [InputFile(str(path), kind) for path, kind in found if kind is not None]
 
 

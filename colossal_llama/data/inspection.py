@@ -11,7 +11,7 @@ import numpy as np
 from colossal_llama.constants import IGNORE_INDEX, MANIFEST_FILE, PART_PREFIX
 from colossal_llama.data.dataset import IDS, LABELS, LENGTHS, PartRows, load_table, part_folders
 from colossal_llama.html_page import REPLACEMENT
-from colossal_llama.json_files import read_json_object
+from colossal_llama.json_files import is_there, read_json_object
 
 if TYPE_CHECKING:
     import pyarrow
@@ -112,7 +112,7 @@ def read_raw_manifest(folder: Path) -> dict[str, Any]:
         UserError: the file is not a JSON object.
     """
     path = folder / MANIFEST_FILE
-    if not path.is_file():
+    if not is_there(path):
         return {}
     return read_json_object(path, remedy="prepare the dataset again")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from colossal_llama.constants import MANIFEST_FILE
 from colossal_llama.errors import UserError
-from colossal_llama.json_files import build_dataclass, read_json_object
+from colossal_llama.json_files import build_dataclass, is_there, read_json_object
 
 FORMAT_VERSION = 2
 """Raised whenever a reader of the old format would misunderstand the new one."""
@@ -167,7 +167,7 @@ def read_manifest(folder: Path, flag: str) -> Manifest | None:
         UserError: the file is broken or of a newer format.
     """
     path = folder / MANIFEST_FILE
-    if not path.is_file():
+    if not is_there(path):
         return None
     content = read_json_object(path, f"{flag} {path}", "prepare the dataset again")
     version = content.get("format_version")

@@ -7,6 +7,7 @@ from typing import Any
 
 from colossal_llama.constants import ADAPTER_CONFIG_FILE
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import check_json_objects
 
 FIRST_GPU = ("auto", "cuda", "cuda:0")
 """Devices that mean the first GPU, and the CPU on a machine without one."""
@@ -140,8 +141,9 @@ def load_companion_tokenizer(adapter: Path, base: Path, flag: str) -> Any:
     Raises:
         UserError: neither folder holds one.
     """
-    from colossal_llama.tokenizer.loading import load_tokenizer
+    from colossal_llama.tokenizer.loading import SETTINGS_FILES, load_tokenizer
 
+    check_json_objects(adapter, SETTINGS_FILES)
     if (adapter / "tokenizer_config.json").is_file():
         return load_tokenizer(adapter, flag)
     return load_tokenizer(base, "--base_model_path")

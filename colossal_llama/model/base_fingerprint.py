@@ -9,7 +9,7 @@ from typing import Any
 
 from colossal_llama.constants import BASE_MODEL_FILE
 from colossal_llama.errors import UserError
-from colossal_llama.json_files import read_json_object
+from colossal_llama.json_files import is_there, read_json_object
 
 OUTPUT_EMBEDDING = "lm_head.weight"
 """Left out: of a model with tied embeddings, some programs store it and some do not."""
@@ -72,7 +72,7 @@ def check_base(adapter: Path, base: Path, flag: str) -> None:
         UserError: the fingerprints differ, or the adapters' is damaged.
     """
     path = adapter / BASE_MODEL_FILE
-    if not path.is_file():
+    if not is_there(path):
         return
     remedy = "delete it to go on without this check"
     expected = read_json_object(path, remedy=remedy).get("fingerprint")

@@ -8,6 +8,7 @@ from typing import Any
 from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE, TORCH_DTYPES
 from colossal_llama.errors import UserError
 from colossal_llama.json_files import check_json_objects, read_json_object
+from colossal_llama.model.config_values import check_sizes
 
 
 def read_model_config(folder: Path, flag: str) -> dict[str, Any]:
@@ -25,6 +26,7 @@ def read_model_config(folder: Path, flag: str) -> dict[str, Any]:
     check_json_objects(folder, ("generation_config.json",))
     if not isinstance(content.get("model_type"), str):
         raise UserError(f"{path}: has no model_type; expected the config.json of a Hugging Face model")
+    check_sizes(content, path)
     return content
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from colossal_llama.constants import CONFIG_FILE
 from colossal_llama.errors import UserError
-from colossal_llama.json_files import check_json_objects
+from colossal_llama.json_files import check_json_objects, read_json_object
+from colossal_llama.model.config_values import check_types
 from colossal_llama.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ def check_model_folder(path: Path, flag: str) -> None:
     if not (path / CONFIG_FILE).is_file():
         raise UserError(f"{flag} {path}: no {CONFIG_FILE} here; give a local Hugging Face model folder")
     check_json_objects(path, (CONFIG_FILE, "generation_config.json"))
+    check_types(read_json_object(path / CONFIG_FILE), path / CONFIG_FILE)
 
 
 def refuse_weights(path: Path, flag: str, names: Sequence[str]) -> NoReturn:

@@ -140,7 +140,8 @@ def read_index(folder: Path) -> dict[str, Any]:
     """
     index = read_json_object(folder / INDEX_FILE)
     weight_map = index.get("weight_map")
-    if isinstance(weight_map, dict) and all(isinstance(name, str) for name in weight_map.values()):
+    has_metadata = isinstance(index.get("metadata", {}), dict)
+    if has_metadata and isinstance(weight_map, dict) and all(isinstance(name, str) for name in weight_map.values()):
         return index
     raise UserError(f"{folder / INDEX_FILE}: is not the index of a checkpoint; copy the model again")
 

@@ -61,11 +61,11 @@ def _json_pieces(path: Path, flag: str, dropped: Counter[str]) -> list[str]:
     try:
         vocabulary = _tokens_by_id(content["model"])
         special = {added["content"] for added in content.get("added_tokens") or []}
+        byte_level = is_byte_level(content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{flag} {path}: not a tokenizer.json ({type(error).__name__}: {error})") from error
     if content["model"].get("type") not in _TYPES:
         raise UserError(f"{flag} {path}: a {content['model'].get('type')} vocabulary; expected {' or '.join(_TYPES)}")
-    byte_level = is_byte_level(content)
     pieces = []
     for token in vocabulary:
         if token in special or not token or _BYTE_PIECE.fullmatch(token):

@@ -163,7 +163,7 @@ COMMANDS: dict[str, Command] = {
     "train": Command(
         "train",
         f"{TRAIN} {TRAIN_OUTPUTS} --save_interval 4 --eval_interval 4 --eval_dataset in/validation",
-        (*below("model", *MODEL), *below("data/arrow", *DATASET), *below("validation", *SAVED, "manifest.json")),
+        (*below("model", *MODEL), *below("data/arrow", *DATASET), *below("validation", *SAVED)),
         TRAIN_WRITES,
         ignores=("*/dataset_info.json",),
         keeps=BEGUN,
@@ -197,7 +197,7 @@ COMMANDS: dict[str, Command] = {
         "train",
         f"{TRAIN} {TRAIN_OUTPUTS} {' '.join(LORA_FLAGS)} --load_checkpoint in/adapters",
         below("adapters", *ADAPTERS),
-        ignores=("model/*", "data/*"),
+        ignores=("model/*", "data/*", "adapters/*"),
     ),
     "train (its own logs)": Command(
         "train",
@@ -211,7 +211,7 @@ COMMANDS: dict[str, Command] = {
         "run_stages",
         "in/settings/recipe.yaml --dry_run",
         (*below("settings", "recipe.yaml", "hostfile"), "model/config.json", "data/arrow/manifest.json"),
-        ignores=("data/*",),
+        ignores=("data/*", "model/*"),
     ),
     "run_stages": Command(
         "run_stages",

@@ -150,7 +150,6 @@ def _prepare(root: Path) -> None:
         "prepare_pretrain_dataset", "--data_input_dirs", root / "texts", "--data_output_dirs", root / "data", *flags
     )
     shutil.move(root / "data" / "arrow" / "validation", root / "validation")
-    shutil.copyfile(root / "data" / "arrow" / "manifest.json", root / "validation" / "manifest.json")
 
 
 def _train(root: Path) -> None:
