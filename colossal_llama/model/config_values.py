@@ -22,6 +22,7 @@ NEVER_NULL = (
     "layer_norm_epsilon",
     "attention_dropout",
     "hidden_dropout",
+    "initializer_range",
     "rope_theta",
 )
 """Numbers for which null has no meaning; for others (``sliding_window``) it says that there is none."""

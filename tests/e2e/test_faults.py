@@ -1,8 +1,8 @@
 """Damaged inputs and full disks through every command: one error line that names the file, and nothing left behind.
 
 What is damaged, how, and what must come of it stands in tests/helpers/fault_table.py. Here a part of that table runs:
-all faults of outputs, a third of those of whole files, a tenth of those of fields; another third and another tenth for
-each file, so that no file and no fault is left out. ``python -m tests.helpers.fault_table`` runs all of it.
+all faults of outputs, a fifth of those of whole files, a few of those of fields; another part for each file, so that
+no file and no fault is left out. ``python -m tests.helpers.fault_table`` runs all of it.
 """
 
 from __future__ import annotations
