@@ -23,9 +23,9 @@ NEVER_NULL = (
     "attention_dropout",
     "hidden_dropout",
     "initializer_range",
-    "rope_theta",
+    *("rope_theta", "hidden_act"),
 )
-"""Numbers for which null has no meaning; for others (``sliding_window``) it says that there is none."""
+"""Values for which null has no meaning; for others (``sliding_window``) it says that there is none."""
 
 _SEVERAL_FORMS = ("_token_id", "dtype")
 """Ends of keys whose values may be of other types than the default."""
