@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from colossal_llama.errors import UserError
+from colossal_llama.errors import FULL, UserError, explain_os_error, system_error
 
 MODEL_FOLDER_SUFFIXES = (".json", ".model", ".safetensors", ".bin", ".txt", ".jinja", ".md", ".py")
 
@@ -34,6 +34,7 @@ def refuse_existing(
             anything that no such output holds.
     """
     if not target.exists():
+        refuse_unwritable(target, flag)
         return
     if not target.is_dir():
         raise UserError(f"{flag} {target}: is a file; give a folder")
@@ -46,6 +47,25 @@ def refuse_existing(
             f"{flag} {target}: --overwrite would delete {strangers[0]!r}, which this command does not write; "
             "name another folder"
         )
+    refuse_unwritable(target.parent, f"{flag}: the folder")
+
+
+def refuse_existing_file(target: Path, flag: str, overwrite: bool) -> None:
+    """Refuse a file that exists or could not be written, before any work is done.
+
+    Args:
+        target: file that is to be written.
+        flag: the flag that named it, for messages.
+        overwrite: replace an older one.
+
+    Raises:
+        UserError: it is a folder, exists and ``overwrite`` is not set, or its folder cannot be written.
+    """
+    if target.is_dir():
+        raise UserError(f"{flag} {target}: is a folder; give a file")
+    if target.exists() and not overwrite:
+        raise UserError(f"{flag} {target} already exists; choose another file or add --overwrite")
+    refuse_unwritable(target.parent, f"{flag}: the folder")
 
 
 def refuse_unwritable(folder: Path, flag: str) -> None:
@@ -63,7 +83,8 @@ def refuse_unwritable(folder: Path, flag: str) -> None:
     except OSError as error:
         raise UserError(f"{flag} {folder}: cannot be written ({error.strerror}); give another folder") from error
     if not nearest.is_dir():
-        raise UserError(f"{flag} {folder}: {nearest} is a file; give another folder")
+        what = "is a file" if nearest == folder else f"{nearest} is a file"
+        raise UserError(f"{flag} {folder}: {what}; give another folder")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise UserError(f"{flag} {folder}: nothing may be written into {nearest}; give another folder")
 
@@ -74,22 +95,38 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
     An older ``target`` is replaced only after the new one is complete; call :func:`refuse_existing` first
     where that must not happen.
+
+    Raises:
+        UserError: the disk is full, or nothing may be written there.
     """
-    target = target.resolve()
+    given, target = target, target.resolve()
     made = [parent for parent in target.parents if not parent.exists()]
-    target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.tmp-{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
         yield scratch
-    except BaseException:
+        publish_directory(scratch, target)
+    except BaseException as error:
         shutil.rmtree(scratch, ignore_errors=True)
         for parent in made:
             with suppress(OSError):  # someone else has put something there
                 parent.rmdir()
+        reason = _why_not_written(error, target.parent)
+        if reason is not None:
+            raise UserError(f"{given}: cannot be written ({reason})") from error
         raise
-    publish_directory(scratch, target)
+
+
+def _why_not_written(error: BaseException, folder: Path) -> str | None:
+    """Why nothing could be written below ``folder``; None where ``error`` says something else."""
+    found = system_error(error)
+    if found is None:
+        return None
+    # Of a full disk, copyfile names the file that it reads.
+    below = found.filename is not None and os.path.abspath(os.fsdecode(found.filename)).startswith(str(folder))
+    return explain_os_error(found) if found.errno in FULL or below else None
 
 
 def _current_umask() -> int:
@@ -120,7 +157,7 @@ def scratch_beside(target: Path) -> Iterator[Path]:
         yield scratch
         scratch.replace(target)
     except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{target}: cannot be written ({explain_os_error(error)})") from error
     finally:
         with suppress(OSError):
             scratch.unlink(missing_ok=True)

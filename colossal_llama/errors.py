@@ -1,6 +1,8 @@
 """Ends of a command that are no fault of the program, and how it reports them: one line, an exit code, no traceback."""
 
+import errno
 import os
+import re
 import select
 import sys
 import time
@@ -41,6 +43,42 @@ class RecordError(UserError):
         return type(self), (self.reason, str(self))
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk, a quota or a limit that is full."""
+
+_OF_FILES = (
+    *FULL, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOENT, errno.EISDIR, errno.ENOTDIR,
+    errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE, errno.ETXTBSY, errno.ENODEV,
+)  # fmt: skip
+
+
+def explain_os_error(error: OSError) -> str:
+    """Why the system refused a file, and what to do where that is known; without the file's name."""
+    reason = error.strerror or str(error)
+    if error.errno in FULL:
+        return f"{reason}: make room, or write to another disk"
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return f"{reason}: check the permissions"
+    return reason
+
+
+def system_error(error: BaseException) -> OSError | None:
+    """The error of the system that ``error`` is, or that a library written in Rust speaks of; None for others."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else None
+
+
+def _file_error(error: OSError) -> str | None:
+    """The line for an error of the file system; None for other errors, which are for the program to explain."""
+    if error.errno not in _OF_FILES:
+        return None
+    if error.filename is None:
+        return f"a file cannot be written ({explain_os_error(error)})" if error.errno in FULL else None
+    return f"{os.fsdecode(error.filename)}: {explain_os_error(error)}"
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error of Python or torch means that there is no memory left, of the machine or of a GPU."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
@@ -50,7 +88,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def run_command(body: Callable[[], None], memory_advice: str | None = None) -> int:
-    """Run a command's body and turn a :class:`UserError` into one line on stderr.
+    """Run a command's body and turn a :class:`UserError`, or what the file system refuses, into one line on stderr.
 
     Every rank of a distributed run meets the same bad flag; rank 0 reports it. The others wait a moment,
     in which the launcher normally ends them, and speak up only if rank 0 did not fail.
@@ -99,6 +137,12 @@ def _run(body: Callable[[], None], memory_advice: str | None) -> int:
         reason = " ".join(str(error).split(". ")[0].split())[:200] or "no memory left"
         _report(f"out of memory ({reason}); {memory_advice}")
         return OUT_OF_MEMORY_EXIT_CODE
+    except OSError as error:
+        line = _file_error(error)
+        if line is None:
+            raise
+        _report(line)
+        return USER_ERROR_EXIT_CODE
     return 0
 
 

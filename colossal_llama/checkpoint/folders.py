@@ -92,6 +92,6 @@ class Retention:
     def _is_milestone(self, folder: Path) -> bool:
         try:
             steps = int(json.loads((folder / RUNNING_STATES).read_text(encoding="utf-8"))["global_step"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             return True
         return self.keep_every > 0 and steps % self.keep_every == 0

@@ -169,7 +169,7 @@ def read_running_states(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         TrainState.from_mapping(content)
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: damaged ({error}); resume from an earlier checkpoint") from error
     return content
 

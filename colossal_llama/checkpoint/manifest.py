@@ -68,7 +68,7 @@ def read_manifest(folder: Path) -> dict[str, FileRecord]:
     try:
         content = json.loads(text)
         files = {name: FileRecord(**entry) for name, entry in content["files"].items()}
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         raise ValueError(f"damaged ({type(error).__name__}: {error})") from error
     if content.get("algorithm") != ALGORITHM:
         raise ValueError(f"has checksums of the kind {content.get('algorithm')!r} instead of {ALGORITHM!r}")

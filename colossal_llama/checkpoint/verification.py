@@ -98,7 +98,7 @@ def missing_parts(folder: Path) -> list[str]:
         try:
             states = json.loads((folder / RUNNING_STATES).read_text(encoding="utf-8"))
             expected = states.get("manifest") if isinstance(states, dict) else None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             return [f"{RUNNING_STATES}: damaged ({error})"]
         if expected is not None:
             return [f"{expected}: missing"]

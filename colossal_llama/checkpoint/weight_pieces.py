@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from colossal_llama.checkpoint.piece_files import Place, whole_place
 from colossal_llama.constants import CONFIG_FILE
+from colossal_llama.json_files import read_json_object
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 """Names of one parameter where a model ties its embeddings."""
@@ -53,7 +53,7 @@ def names_of(name: str, modeling: Path) -> list[str]:
     path = modeling / CONFIG_FILE
     if name not in (EMBEDDING, HEAD) or not path.is_file():
         return [name]
-    is_tied = bool(json.loads(path.read_text(encoding="utf-8")).get("tie_word_embeddings"))
+    is_tied = bool(read_json_object(path).get("tie_word_embeddings"))
     return [name, HEAD if name == EMBEDDING else EMBEDDING] if is_tied else [name]
 
 

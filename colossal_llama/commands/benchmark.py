@@ -34,9 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def benchmark(config: BenchmarkConfig) -> None:
     """Measure this project's loop and its peers, print a table and write the figures."""
+    from colossal_llama.atomic import refuse_existing_file
+    from colossal_llama.model.config_values import check_types
     from colossal_llama.planning.shapes import ModelShape, find_model_config
 
-    ModelShape.from_config(find_model_config(config.model, "--model"), f"--model {config.model}")
+    if config.output is not None:
+        refuse_existing_file(Path(config.output), "--output", overwrite=True)
+    model_config = find_model_config(config.model, "--model")
+    ModelShape.from_config(model_config, f"--model {config.model}")
+    check_types(model_config, Path(config.model))
     contenders = [OWN_LOOP, *config.compare]
     if config.compare:
         figures = [measure_apart(config, contender) for contender in contenders]

@@ -39,9 +39,12 @@ def compare_models(config: CompareConfig) -> None:
     from colossal_llama.comparison.page import to_html
     from colossal_llama.comparison.report import to_markdown, to_terminal
     from colossal_llama.evaluation.store import write_json, write_text
+    from colossal_llama.generation.loading import check_for_generation
     from colossal_llama.json_records import describe_not_finite
 
     models = named_models(config.models)
+    for model in models:
+        check_for_generation(model.folder, "models")
     results = read_results(config.results)
     refuse_unwritable(Path(config.output_dir), "--output_dir")
     comparison = _measure(config, models, _plan(config), results)

@@ -47,17 +47,13 @@ def answer_file(config: InferenceConfig, path: Path) -> None:
     Raises:
         UserError: as :func:`infer`.
     """
-    from colossal_llama.atomic import refuse_unwritable
+    from colossal_llama.atomic import refuse_existing_file
     from colossal_llama.generation import PromptEncoder, context_length, generate_batches
     from colossal_llama.generation.prompt_file import encode_prompts, read_prompts, result_lines, write_lines
 
     output = None if config.output_file is None else Path(config.output_file)
     if output is not None:
-        refuse_unwritable(output.parent, "--output_file: the folder")
-        if output.is_dir():
-            raise UserError(f"--output_file {output}: is a folder; give a file")
-        if output.exists() and not config.overwrite:
-            raise UserError(f"--output_file {output} already exists; choose another file or add --overwrite")
+        refuse_existing_file(output, "--output_file", config.overwrite)
     prompts = read_prompts(path)
     model, tokenizer = load(config)
     encoder = PromptEncoder(tokenizer, config.parse_special)

@@ -34,10 +34,12 @@ def plan(config: PlanConfig) -> None:
     Raises:
         UserError: the flags describe nothing that can be trained.
     """
-    from colossal_llama.atomic import write_text_atomically
+    from colossal_llama.atomic import refuse_existing_file, write_text_atomically
     from colossal_llama.planning.description import as_dict, describe_plan, describe_suggestions
     from colossal_llama.planning.layouts import Model, make_plan, suggest
 
+    if config.output is not None:
+        refuse_existing_file(Path(config.output), "--output", overwrite=True)
     model = Model.find(config.model, "--model")
     cluster = build_cluster(config)
     capacity = config.gpu_memory * config.usable_memory * GIB

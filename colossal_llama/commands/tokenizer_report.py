@@ -1,11 +1,11 @@
 """Compare tokenizers on text."""
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from colossal_llama.atomic import refuse_existing_file, write_text_atomically
 from colossal_llama.config.cli import parse_config, with_leading_values
 from colossal_llama.config.mining import TokenizerReportConfig
 from colossal_llama.errors import UserError, run_command
@@ -52,15 +52,15 @@ def tokenizer_report(config: TokenizerReportConfig) -> None:
     for name, render in (("markdown", to_markdown), ("html", to_html)):
         value = getattr(config, name)
         if value is not None:
-            _write(Path(value), render(comparison))
+            write_text_atomically(Path(value), render(comparison))
             print(f"written to {value}")
 
 
 def _check_outputs(config: TokenizerReportConfig) -> None:
     for name in ("markdown", "html"):
         value = getattr(config, name)
-        if value is not None and (Path(value).is_dir() or (Path(value).exists() and not config.overwrite)):
-            raise UserError(f"--{name} {value} already exists; choose another file or add --overwrite")
+        if value is not None:
+            refuse_existing_file(Path(value), f"--{name}", config.overwrite)
 
 
 def load_meters(specs: Sequence[str]) -> "list[TokenizerMeter]":
@@ -86,16 +86,3 @@ def load_meters(specs: Sequence[str]) -> "list[TokenizerMeter]":
     return [
         TokenizerMeter(name, load_tokenizer(folder, "--tokenizers"), "--tokenizers") for name, folder in folders.items()
     ]
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file that is complete or unchanged afterwards."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        scratch.write_text(text, encoding="utf-8")
-        scratch.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        scratch.unlink(missing_ok=True)

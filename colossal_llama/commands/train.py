@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from colossal_llama.commands.train_update import (
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.io import write_config
 from colossal_llama.config.train import AUTO, TrainConfig
+from colossal_llama.constants import CONFIG_FILE
 from colossal_llama.errors import PreemptedError, UserError, run_command
 
 if TYPE_CHECKING:
@@ -81,6 +83,7 @@ def train(config: TrainConfig) -> None:
     options = build_options(config, on_host=True, flash_attention=False)
     spec.check(options, world_size_from_environment())
     check_optimizer(config.optimizer, spec.weight_form(options), config.plugin)
+    check_outputs(config)
     point = locate_start(config)
     inputs = check_inputs(config, point) if point.folder is None else None
     env = launch(config.seed)
@@ -93,6 +96,22 @@ def train(config: TrainConfig) -> None:
         run_stage(config, spec, inputs, env)
     finally:
         shut_down()
+
+
+def check_outputs(config: TrainConfig) -> None:
+    """Refuse outputs that could not be written, before anything is loaded; only rank 0 writes all of them.
+
+    Raises:
+        UserError: names the flag.
+    """
+    from colossal_llama.atomic import refuse_existing_file, refuse_unwritable
+
+    if os.environ.get("RANK", "0") != "0":
+        return
+    refuse_existing_file(Path(config.config_file), "--config_file", overwrite=True)
+    if not config.benchmark:
+        refuse_unwritable(Path(config.save_dir), "--save_dir")
+        refuse_unwritable(Path(config.tensorboard_dir), "--tensorboard_dir")
 
 
 def locate_start(config: TrainConfig) -> ResumePoint:
@@ -147,11 +166,14 @@ def check_inputs(config: TrainConfig, point: ResumePoint) -> Inputs:
     Raises:
         UserError: a folder is missing or holds the wrong thing.
     """
+    from colossal_llama.model.adapters import check_adapter
     from colossal_llama.model.base_fingerprint import check_base
     from colossal_llama.model.model_folder import is_adapter_folder, read_model_config
 
     pretrained = Path(config.pretrained)
     model_config = read_model_config(pretrained, "--pretrained")
+    if model_config.get("vocab_size") is None:
+        raise UserError(f"--pretrained {pretrained / CONFIG_FILE}: has no vocab_size; copy the model again")
     check_new_rows(config, model_config)
     adapter = None
     if point.weights != pretrained:
@@ -163,6 +185,7 @@ def check_inputs(config: TrainConfig, point: ResumePoint) -> Inputs:
                 f"--load_checkpoint {adapter}: holds LoRA adapters; give the --lora_rank they were trained with"
             )
         else:
+            check_adapter(adapter)
             check_base(adapter, pretrained, "--pretrained")
     if config.eval_interval:
         from colossal_llama.data.held_out import held_out_paths

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from colossal_llama.atomic import refuse_existing_file
 from colossal_llama.config.cli import parse_config
 from colossal_llama.config.mining import TrainTokenizerConfig
 from colossal_llama.errors import UserError, run_command
@@ -48,8 +49,8 @@ def train_tokenizer(config: TrainTokenizerConfig) -> None:
 def _check_before_work(config: TrainTokenizerConfig) -> None:
     for name in ("output_file", "plot"):
         value = getattr(config, name)
-        if value is not None and (Path(value).is_dir() or (Path(value).exists() and not config.overwrite)):
-            raise UserError(f"--{name} {value} already exists; choose another file or add --overwrite")
+        if value is not None:
+            refuse_existing_file(Path(value), f"--{name}", config.overwrite)
     from colossal_llama.tokenizer.loading import check_tokenizer_folder
 
     check_tokenizer_folder(Path(config.source_tokenizer_dir), "--source_tokenizer_dir")

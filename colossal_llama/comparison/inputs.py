@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from colossal_llama.config.sampling import check_text
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_json_object
 from colossal_llama.json_records import parse_line
 
 
@@ -64,12 +64,12 @@ def read_results(specs: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for spec in specs:
         path = Path(spec) / "results.json" if Path(spec).is_dir() else Path(spec)
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            known = "model" in content["identity"] and "tasks" in content
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"--results {spec}: no results of scripts/evaluate.py there ({error})") from error
-        if not known:
+        remedy = "give the results.json of scripts/evaluate.py, or the folder that it is in"
+        content = read_json_object(path, f"--results {path}", remedy)
+        identity = content.get("identity")
+        if not isinstance(identity, dict) or not isinstance(identity.get("model"), str):
+            raise UserError(f"--results {path}: no results of scripts/evaluate.py; {remedy}")
+        if not isinstance(content.get("tasks"), dict):
             raise UserError(f"--results {spec}: has no benchmark scores; run scripts/evaluate.py with --tasks")
         found.append((spec, content))
     return found

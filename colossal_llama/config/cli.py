@@ -208,5 +208,6 @@ def parse_config(config_class: type[C], argv: Sequence[str] | None, description:
         if _default_of(field) is dataclasses.MISSING and field.name not in values
     ]
     if missing:
-        raise UserError(f"missing required {', '.join(missing)} (see --help)")
+        where = f", also in --config {config_file}" if config_file is not None else ""
+        raise UserError(f"missing required {', '.join(missing)}{where} (see --help)")
     return config_class(**values)

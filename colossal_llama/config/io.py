@@ -7,6 +7,7 @@ from typing import Any
 
 from colossal_llama.atomic import write_text_atomically
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_text_file
 
 
 def read_yaml_mapping(path: Path, flag: str = "--config") -> dict[str, Any]:
@@ -21,11 +22,12 @@ def read_yaml_mapping(path: Path, flag: str = "--config") -> dict[str, Any]:
     """
     import yaml
 
-    if not path.is_file():
-        raise UserError(f"{flag} {path}: no such file")
+    text = read_text_file(path, f"{flag} {path}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(text)
+    except RecursionError as error:
+        raise UserError(f"{flag} {path}: not valid YAML: nested too deeply") from error
+    except yaml.YAMLError as error:
         raise UserError(f"{flag} {path}: not valid YAML: {' '.join(str(error).split())}") from error
     if content is None:
         return {}

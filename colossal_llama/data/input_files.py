@@ -275,7 +275,7 @@ def _is_prepared(folder: Path) -> bool:
     """Whether a folder is the arrow folder of a preparation."""
     try:
         content = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and {"format_version", "tokenizer_fingerprint", "parts"} <= content.keys()
 
@@ -285,7 +285,7 @@ def _dataset_files(folder: Path, flag: str) -> list[InputFile]:
         state = json.loads((folder / _STATE_FILE).read_text(encoding="utf-8"))
         names = [str(entry["filename"]) for entry in state["_data_files"]]
         indices = state.get("_indices_files") or state.get("_indices_data_files")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{flag} {folder}: its state.json is not that of a saved dataset ({error})") from error
     if indices:
         raise UserError(f"{flag} {folder}: saved with an indices file; call flatten_indices() and save_to_disk again")

@@ -1,6 +1,5 @@
 """Prepared rows for people to read: opened, cut into their documents, decoded, with and without loss."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,8 +10,8 @@ import numpy as np
 
 from colossal_llama.constants import IGNORE_INDEX, MANIFEST_FILE, PART_PREFIX
 from colossal_llama.data.dataset import IDS, LABELS, LENGTHS, PartRows, load_table, part_folders
-from colossal_llama.errors import UserError
 from colossal_llama.html_page import REPLACEMENT
+from colossal_llama.json_files import is_there, read_json_object
 
 if TYPE_CHECKING:
     import pyarrow
@@ -113,15 +112,9 @@ def read_raw_manifest(folder: Path) -> dict[str, Any]:
         UserError: the file is not a JSON object.
     """
     path = folder / MANIFEST_FILE
-    if not path.is_file():
+    if not is_there(path):
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable manifest; prepare the dataset again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object; prepare the dataset again")
-    return content
+    return read_json_object(path, remedy="prepare the dataset again")
 
 
 def part_entries(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from colossal_llama.constants import MANIFEST_FILE
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import build_dataclass, is_there, read_json_object
 
 FORMAT_VERSION = 2
 """Raised whenever a reader of the old format would misunderstand the new one."""
@@ -185,21 +186,18 @@ def read_manifest(folder: Path, flag: str) -> Manifest | None:
         UserError: the file is broken or of a newer format.
     """
     path = folder / MANIFEST_FILE
-    if not path.is_file():
+    if not is_there(path):
         return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        version = content["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{flag} {path}: not a readable manifest; prepare the dataset again") from error
+    content = read_json_object(path, f"{flag} {path}", "prepare the dataset again")
+    version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise UserError(
             f"{flag} {path}: format version {version}, this program reads {FORMAT_VERSION}; "
             "prepare the dataset with this version"
         )
     try:
-        return _manifest_from(content)
-    except (KeyError, TypeError, ValueError) as error:
+        return build_dataclass(Manifest, content)
+    except ValueError as error:
         raise UserError(f"{flag} {path}: fields are missing or wrong ({error}); prepare the dataset again") from error
 
 
@@ -207,19 +205,6 @@ def part_info_from(content: dict[str, Any]) -> PartInfo:
     """A :class:`PartInfo` from its JSON form.
 
     Raises:
-        TypeError: fields are missing or unknown.
+        ValueError: fields are missing, unknown or of a wrong type.
     """
-    shares = {name: Share(**share) for name, share in content["sub_datasets"].items()}
-    return PartInfo(**(content | {"sub_datasets": shares}))
-
-
-def _manifest_from(content: dict[str, Any]) -> Manifest:
-    chat, validation = content["chat_template"], content["validation"]
-    content |= {
-        "inputs": [InputInfo(**entry) for entry in content["inputs"]],
-        "sub_datasets": [SubDataset(**entry) for entry in content["sub_datasets"]],
-        "parts": [part_info_from(entry) for entry in content["parts"]],
-        "validation": None if validation is None else part_info_from(validation),
-        "chat_template": None if chat is None else ChatFormat(**chat),
-    }
-    return Manifest(**content)
+    return build_dataclass(PartInfo, content)

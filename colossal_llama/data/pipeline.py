@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from colossal_llama.atomic import refuse_existing
+from colossal_llama.atomic import refuse_existing, refuse_unwritable
 from colossal_llama.constants import MANIFEST_FILE, PART_PREFIX
 from colossal_llama.data.account import build_manifest, describe_reasons, summary
 from colossal_llama.data.allotment import Allotment, allot, parse_mixture, unique_names
@@ -99,8 +99,10 @@ def prepare_dataset(job: PrepareJob) -> Manifest:
             manifest = _finish(place) if place.is_complete() else _prepare_in(place, job, setup, found, evaluation)
     except OSError as error:
         where = error.filename or job.arrow_dir
+        # pyarrow only says how many bytes it could not write.
+        reason = error.strerror or f"the disk may be full: {error}"
         raise UserError(
-            f"{where}: {error.strerror or error}; check space and permissions, then run the command again: it goes on"
+            f"{where}: {reason}; check space and permissions, then run the command again: it goes on"
         ) from error
     print(summary(manifest, time.monotonic() - started), flush=True)
     return manifest
@@ -188,6 +190,7 @@ def check_outputs(job: PrepareJob) -> None:
         targets.append((job.jsonl_dir, "--data_jsonl_output_dir"))
     for target, flag in targets:
         refuse_existing(target, flag, job.overwrite, is_ours=_is_prepared_entry)
+    refuse_unwritable(job.cache_dir, "--data_cache_dir")
 
 
 def _is_prepared_entry(entry: Path) -> bool:

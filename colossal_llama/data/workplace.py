@@ -232,7 +232,7 @@ class _Note:
 def _read_note(path: Path) -> _Note:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         lines = []
     try:
         content = json.loads(lines[0])

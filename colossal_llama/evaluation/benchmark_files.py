@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_json_file
 from colossal_llama.json_records import json_type, parse_line
 
 Row = dict[str, Any]
@@ -60,10 +60,7 @@ def read_examples(path: Path, key: str) -> list[Row]:
     Raises:
         UserError: no JSON, or no such list of objects.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON in UTF-8 ({error}); download it again") from error
+    content = read_json_file(path, remedy="download it again")
     examples = content.get(key) if isinstance(content, dict) else None
     if not isinstance(examples, list) or not all(isinstance(one, dict) for one in examples):
         raise UserError(f'{path}: expected {{"{key}": [{{...}}, ...]}}')

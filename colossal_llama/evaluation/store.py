@@ -34,7 +34,7 @@ class ResultStore:
         """The result, or None where it was not finished with these settings (or its file is damaged)."""
         try:
             content = json.loads(self.path(name, settings).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return None
         if not isinstance(content, dict) or content.get("settings") != dict(settings):
             return None

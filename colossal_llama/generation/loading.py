@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import check_json_objects
 
 FIRST_GPU = ("auto", "cuda", "cuda:0")
 """Devices that mean the first GPU, and the CPU on a machine without one."""
@@ -97,6 +98,23 @@ def _say_which_head_counts(folder: Path, flag: str) -> None:
         print(note, file=sys.stderr, flush=True)
 
 
+def check_for_generation(folder: Path, flag: str) -> None:
+    """Look at the files of a model or of adapters without loading them, so that what is damaged is found at once.
+
+    Raises:
+        UserError: names the file that is missing or damaged.
+    """
+    from colossal_llama.model.adapters import find_base
+    from colossal_llama.model.model_folder import check_plain_folder, is_adapter_folder, stored_weights
+    from colossal_llama.tokenizer.loading import check_tokenizer_folder
+
+    base = find_base(folder, flag, None) if is_adapter_folder(folder, flag) else folder
+    check_plain_folder(base, flag)
+    stored_weights(base, flag)
+    if base == folder or (folder / "tokenizer_config.json").is_file():
+        check_tokenizer_folder(folder, flag)
+
+
 def _load_with_base(
     adapter: Path, device: str, flag: str, precision: str, base_model_path: str | None
 ) -> tuple[Any, Any]:
@@ -129,8 +147,9 @@ def load_companion_tokenizer(adapter: Path, base: Path, flag: str) -> Any:
     Raises:
         UserError: neither folder holds one.
     """
-    from colossal_llama.tokenizer.loading import load_tokenizer
+    from colossal_llama.tokenizer.loading import SETTINGS_FILES, load_tokenizer
 
+    check_json_objects(adapter, SETTINGS_FILES)
     if (adapter / "tokenizer_config.json").is_file():
         return load_tokenizer(adapter, flag)
     return load_tokenizer(base, "--base_model_path")

@@ -6,7 +6,6 @@ badly, has a report of all its steps.
 
 from __future__ import annotations
 
-import json
 import statistics
 from html import escape
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from colossal_llama.atomic import write_text_atomically
 from colossal_llama.html_page import Table, html_figure, html_table, render_page
+from colossal_llama.json_files import read_json_lines
 from colossal_llama.metrics.line_chart import Curve, svg_curves
 from colossal_llama.metrics.writers import EVENTS_FILE, GIB, METRICS_FILE, show_duration
 
@@ -54,10 +54,7 @@ def write_training_report(folder: Path, facts: dict[str, Any], settings: dict[st
 
 
 def _read(path: Path) -> Lines:
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return read_json_lines(path) if path.is_file() else []
 
 
 def render_training_report(steps: Lines, events: Lines, facts: dict[str, Any], settings: dict[str, Any]) -> str:

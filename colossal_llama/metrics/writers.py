@@ -6,12 +6,15 @@ import json
 import math
 import shutil
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from colossal_llama.atomic import write_text_atomically
-from colossal_llama.errors import UserError
+from colossal_llama.errors import UserError, explain_os_error
 from colossal_llama.json_records import json_value
 
 Metrics = dict[str, float]
@@ -25,6 +28,28 @@ LINE_SECONDS = 10.0
 often."""
 
 GIB = 1 << 30
+
+
+@contextmanager
+def _written_to(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"--tensorboard_dir {folder}: the metrics cannot be written ({explain_os_error(error)}); then go on from "
+            "the newest checkpoint with --load_checkpoint auto"
+        ) from error
+
+
+def _leave_file_errors_to_callers() -> None:
+    """Keep TensorBoard's thread from printing a traceback of an error that its next call raises anyway."""
+    report = threading.excepthook
+
+    def report_others(error: threading.ExceptHookArgs) -> None:
+        if not (type(error.thread).__name__ == "_AsyncWriterThread" and issubclass(error.exc_type, OSError)):
+            report(error)
+
+    threading.excepthook = report_others
 
 
 class MetricWriter(Protocol):
@@ -54,24 +79,30 @@ class TensorBoardWriter:
     def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
+        _leave_file_errors_to_callers()
+        self._folder = folder
+        with _written_to(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=first_step + 1 if first_step else 0)
 
     def write(self, step: int, metrics: Metrics) -> None:
         """See :class:`MetricWriter`."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(f"train/{name}", value, step)
-        # A killed run must not lack steps that its last checkpoint has; unasked, two minutes' worth is held back.
-        self._writer.flush()
+        with _written_to(self._folder):
+            for name, value in metrics.items():
+                self._writer.add_scalar(f"train/{name}", value, step)
+            # A killed run must not lack steps that its last checkpoint has; unasked, two minutes' worth is held back.
+            self._writer.flush()
 
     def note(self, step: int, event: Event) -> None:
         """See :class:`MetricWriter`; events without scores are no curves."""
-        for label, figures in event.get("scores", {}).items():
-            for name, value in figures.items():
-                self._writer.add_scalar(f"eval/{label}/{name}", value, step)
+        with _written_to(self._folder):
+            for label, figures in event.get("scores", {}).items():
+                for name, value in figures.items():
+                    self._writer.add_scalar(f"eval/{label}/{name}", value, step)
 
     def close(self) -> None:
         """See :class:`MetricWriter`."""
-        self._writer.close()
+        with _written_to(self._folder):
+            self._writer.close()
 
 
 class JsonlWriter:
@@ -83,22 +114,27 @@ class JsonlWriter:
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._metrics = _reopen(folder / METRICS_FILE, first_step)
-        self._events = _reopen(folder / EVENTS_FILE, first_step)
+        self._folder = folder
+        with _written_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._metrics = _reopen(folder / METRICS_FILE, first_step)
+            self._events = _reopen(folder / EVENTS_FILE, first_step)
 
     def write(self, step: int, metrics: Metrics) -> None:
         """See :class:`MetricWriter`."""
-        _write_line(self._metrics, {"step": step, **metrics})
+        with _written_to(self._folder):
+            _write_line(self._metrics, {"step": step, **metrics})
 
     def note(self, step: int, event: Event) -> None:
         """See :class:`MetricWriter`."""
-        _write_line(self._events, {"step": step, **event})
+        with _written_to(self._folder):
+            _write_line(self._events, {"step": step, **event})
 
     def close(self) -> None:
         """See :class:`MetricWriter`."""
-        self._metrics.close()
-        self._events.close()
+        with _written_to(self._folder):
+            self._metrics.close()
+            self._events.close()
 
 
 def _reopen(path: Path, first_step: int) -> TextIO:

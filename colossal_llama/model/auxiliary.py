@@ -73,7 +73,7 @@ def _read_npz(path: Path, vocabulary: Mapping[str, int]) -> tuple[np.ndarray, np
     try:
         with np.load(path, allow_pickle=False) as content:
             tokens, vectors = content["tokens"], content["vectors"].astype(np.float32)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"{_FLAG} {path}: expected arrays 'tokens' and 'vectors' in it ({error})") from error
     if vectors.ndim != 2 or tokens.shape != vectors.shape[:1]:
         raise UserError(

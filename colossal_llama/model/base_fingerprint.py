@@ -9,6 +9,7 @@ from typing import Any
 
 from colossal_llama.constants import BASE_MODEL_FILE
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import is_there, read_json_object
 from colossal_llama.model.model_folder import weight_files
 from colossal_llama.model.stored_tensors import INDEX_FILE, SINGLE_FILE
 
@@ -75,12 +76,12 @@ def check_base(adapter: Path, base: Path, flag: str) -> None:
         UserError: the fingerprints differ, or the adapters' is damaged.
     """
     path = adapter / BASE_MODEL_FILE
-    if not path.is_file():
+    if not is_there(path):
         return
-    try:
-        expected = json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete it to go on without this check") from error
+    remedy = "delete it to go on without this check"
+    expected = read_json_object(path, remedy=remedy).get("fingerprint")
+    if not isinstance(expected, str):
+        raise UserError(f"{path}: has no fingerprint; {remedy}")
     found = weights_fingerprint(base)
     if found is not None and found != expected:
         raise UserError(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from colossal_llama.constants import CONFIG_FILE
-from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_json_object
 
 GENERATION_CONFIG_FILE = "generation_config.json"
 
@@ -52,14 +52,14 @@ def read_generation_config(folder: Path, model_config: Any) -> RepairedConfig:
 
     path = folder / GENERATION_CONFIG_FILE
     if path.is_file():
-        named = _read_settings(path)
+        named = read_json_object(path, remedy="copy it again, or delete it to do without")
         config = GenerationConfig()
         for name, value in named.items():  # not in its constructor, which checks them
             if not name.startswith("_"):  # _from_model_config: the model's configuration has no say any more
                 setattr(config, name, value)
     else:
         path = folder / CONFIG_FILE
-        named = _read_settings(path)
+        named = read_json_object(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it warns of is repaired
             config = GenerationConfig.from_model_config(model_config)
@@ -93,16 +93,6 @@ def remove_impossible_pad_id(model_config: Any) -> list[str]:
         return []
     text_config.pad_token_id = None
     return [f"pad_token_id {pad!r} left out (the model has the rows 0 to {rows - 1})"]
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); copy it again, or delete it to do without") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object of settings; copy it again, or delete it to do without")
-    return content
 
 
 def _repair(config: Any, named: dict[str, Any]) -> list[str]:

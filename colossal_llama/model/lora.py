@@ -63,7 +63,7 @@ def add_lora(booster: Any, model: Any, options: LoraOptions, adapter: Path | Non
     else:
         try:
             wrapped = booster.enable_lora(model, pretrained_dir=str(adapter))
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise _misfit("--load_checkpoint", adapter, error) from error
         _check_adapter(wrapped.peft_config["default"], options, adapter)
     if _ties_embeddings(model):

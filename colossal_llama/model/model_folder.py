@@ -7,12 +7,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colossal_llama.constants import ADAPTER_CONFIG_FILE, CONFIG_FILE
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import check_json_objects, read_json_object
+from colossal_llama.model.config_values import check_sizes, check_types
 from colossal_llama.model.stored_tensors import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -44,12 +45,11 @@ def read_model_config(folder: Path, flag: str) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{flag} {folder}: no {CONFIG_FILE} in it; expected a local Hugging Face model folder")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); the file is damaged, copy the model again") from error
-    if not isinstance(content, dict) or "model_type" not in content:
+    content = read_json_object(path)
+    check_json_objects(folder, ("generation_config.json",))
+    if not isinstance(content.get("model_type"), str):
         raise UserError(f"{path}: has no model_type; expected the config.json of a Hugging Face model")
+    check_sizes(content, path)
     return content
 
 
@@ -79,6 +79,7 @@ def check_plain_folder(folder: Path, flag: str) -> dict[str, Any]:
             "right one as config.json, without configuration_files"
         )
     _refuse_foreign_code(folder, flag, content["model_type"])
+    check_types(content, folder / CONFIG_FILE)
     weight_files(folder, flag)
     return content
 
@@ -95,10 +96,7 @@ def is_adapter_folder(folder: Path, flag: str) -> bool:
     own = next((name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if own is None:
         return True
-    try:
-        base = json.loads(path.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (ValueError, AttributeError):
-        base = "another model"
+    base = read_json_object(path).get("base_model_name_or_path")
     raise UserError(
         f"{flag} {folder}: holds {ADAPTER_CONFIG_FILE} beside {own}, so transformers opens {base} with the adapters "
         "instead of this model; move the adapter_* files into a folder of their own"

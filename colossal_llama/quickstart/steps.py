@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from colossal_llama.atomic import write_text_atomically
 from colossal_llama.checkpoint.folders import discard_checkpoints, existing_checkpoints
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_json_lines, read_json_object
 from colossal_llama.quickstart import assets, corpus
 from colossal_llama.quickstart.plan import QuickstartPlan, StagePlan
 from colossal_llama.stages.launcher import ROOT, Launcher, command_environment, training_environment
@@ -57,15 +59,14 @@ class StepRunner:
         """Run ``action`` unless it is done; returns its result with ``seconds``."""
         marker = self._folder / f"{name}.json"
         if marker.is_file():
+            result = read_json_object(marker, remedy="delete it to run the step again")
             print(f"== {title}: done before", flush=True)
-            return json.loads(marker.read_text(encoding="utf-8"))
+            return result
         print(f"== {title}", flush=True)
         started = time.perf_counter()
         result = action() or {}
         result = {"title": title, "seconds": round(time.perf_counter() - started, 1), **result}
-        scratch = marker.with_suffix(".tmp")
-        scratch.write_text(json.dumps(result, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        scratch.rename(marker)
+        write_text_atomically(marker, json.dumps(result, ensure_ascii=False, indent=2) + "\n")
         return result
 
 
@@ -166,7 +167,7 @@ def prepare(workspace: Workspace, plan: QuickstartPlan, stage: StagePlan, tokeni
         num_spliced_dataset_bins=2,
         overwrite=True,
     )
-    manifest = json.loads(workspace.folder("data", stage.name, "arrow", "manifest.json").read_text(encoding="utf-8"))
+    manifest = read_json_object(workspace.folder("data", stage.name, "arrow", "manifest.json"))
     return {"tokens": manifest["tokens"], "rows": manifest["rows"]}
 
 
@@ -205,7 +206,7 @@ def train_stage(
     train += ["--use_neft"] if stage.conversations else []
     run_command(Launcher(processes).command("scripts/train.py", train), training_environment(processes))
     discard_checkpoints(run / "checkpoints")
-    metrics = [json.loads(line) for line in (run / "logs" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    metrics = read_json_lines(run / "logs" / "metrics.jsonl")
     return {
         "steps": len(metrics),
         "tokens": sum(entry["tokens"] for entry in metrics),

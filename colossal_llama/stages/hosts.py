@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_text_file
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "0.0.0.0")
 SECONDS_TO_REACH = 10.0
@@ -31,12 +32,7 @@ def read_hostfile(path: Path) -> list[Host]:
     Raises:
         UserError: the file is missing or names no host; a line is empty, holds more than a name, or names a host again.
     """
-    if not path.is_file():
-        raise UserError(f"hostfile {path}: no such file; expected one host name a line")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"hostfile {path}: not a text file ({error}); expected one host name a line") from error
+    lines = read_text_file(path, f"hostfile {path}", "expected one host name a line").splitlines()
     hosts: list[Host] = []
     for number, line in enumerate(lines, 1):
         where = f"{path}:{number}"

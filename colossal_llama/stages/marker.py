@@ -15,6 +15,7 @@ from colossal_llama.atomic import write_text_atomically
 from colossal_llama.config.recipe import StageRecipe
 from colossal_llama.config.train import TrainConfig
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import build_dataclass, read_json_object
 
 MARKER_FILE = "stage.json"
 
@@ -127,10 +128,12 @@ def read_marker(folder: Path) -> Marker | None:
     path = folder / MARKER_FILE
     if not path.is_file():
         return None
+    remedy = f"delete the folder {folder} to train the stage again"
+    content = read_json_object(path, remedy=remedy)
     try:
-        return Marker(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: damaged ({error}); delete the folder {folder} to train the stage again") from error
+        return build_dataclass(Marker, content)
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); {remedy}") from error
 
 
 def write_marker(marker: Marker, folder: Path) -> None:

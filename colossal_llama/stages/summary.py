@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from colossal_llama.atomic import write_text_atomically
+from colossal_llama.json_files import read_json_lines
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def summarise(stage: str, folder: Path) -> StageSummary:
     entries: list[dict[str, Any]] = []
     metrics = folder / "logs" / "metrics.jsonl"
     if metrics.is_file():
-        entries = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+        entries = read_json_lines(metrics)
     steps = [entry for entry in entries if "loss" in entry and "tokens" in entry]
     return StageSummary(
         stage=stage,

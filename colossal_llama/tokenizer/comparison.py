@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_json_object
 from colossal_llama.tokenizer.bytelevel import is_byte_level, is_whole_text
 from colossal_llama.tokenizer.compression import BATCH_CHARACTERS
 from colossal_llama.tokenizer.plain_text import plain_encoder
@@ -210,14 +211,14 @@ def read_model_shape(folder: Path, flag: str) -> tuple[int, bool]:
         UserError: there is none, or it does not say its hidden size.
     """
     path = folder / "config.json" if folder.is_dir() else folder
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        hidden_size = config.get("text_config", config)["hidden_size"]
-        tied = config.get("tie_word_embeddings", False)
-    except OSError as error:
-        raise UserError(f"{flag} {folder}: no config.json here; give a model's folder or --hidden_size") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{flag} {path}: does not say a hidden_size; give --hidden_size") from error
+    if not path.is_file():
+        raise UserError(f"{flag} {folder}: no config.json here; give a model's folder or --hidden_size")
+    config = read_json_object(path, f"{flag} {path}", "copy it again, or give --hidden_size")
+    inner = config.get("text_config")
+    hidden_size = (inner if isinstance(inner, dict) else config).get("hidden_size")
+    tied = config.get("tie_word_embeddings", False)
+    if hidden_size is None:
+        raise UserError(f"{flag} {path}: does not say a hidden_size; give --hidden_size")
     if not isinstance(hidden_size, int) or hidden_size < 1:
         raise UserError(f"{flag} {path}: hidden_size is {hidden_size!r}; expected a number; give --hidden_size")
     return hidden_size, bool(tied)

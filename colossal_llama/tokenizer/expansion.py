@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from colossal_llama.atomic import atomic_directory, refuse_existing
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_json_object
 from colossal_llama.tokenizer.bytelevel import is_whole_text, readable
 from colossal_llama.tokenizer.expansion_report import VocabularyExpansion
 from colossal_llama.tokenizer.families import Family, family_of, settle_config
@@ -68,6 +69,7 @@ def expand_tokenizer(
     if target_dir.resolve() == source_dir.resolve():
         raise UserError(f"{TARGET_FLAG} {target_dir}: is the source folder; give another one")
     old = load_tokenizer(source_dir, SOURCE_FLAG)
+    _require_class(source_dir)
     family = family_of(old, source_dir, SOURCE_FLAG)
     old_vocabulary = old.get_vocab()
     special = list(old.added_tokens_encoder)  # type: ignore[attr-defined]
@@ -84,6 +86,20 @@ def expand_tokenizer(
         report = _report(family, pair, (selection, chosen, found, unreachable), intermediates, comparisons)
         report.write(scratch)
         return report
+
+
+def _require_class(source_dir: Path) -> None:
+    """Refuse a source whose class only its model's ``config.json`` tells, which the target has not.
+
+    Raises:
+        UserError: ``tokenizer_config.json`` is missing or names no class.
+    """
+    path = source_dir / "tokenizer_config.json"
+    if not path.is_file() or not read_json_object(path).get("tokenizer_class"):
+        raise UserError(
+            f"{SOURCE_FLAG} {source_dir}: no tokenizer_config.json that names a tokenizer_class; copy it beside the "
+            "other files"
+        )
 
 
 def _load_pair(family: Family, old: "PreTrainedTokenizerBase", source_dir: Path, folder: Path) -> _Pair:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_json_object
 from colossal_llama.tokenizer import bytelevel, sentencepiece, sentencepiece_bpe, unigram
 from colossal_llama.tokenizer.reachability import Unreachable
 
@@ -151,7 +152,7 @@ def settle_config(config_file: Path, family: str) -> None:
     """
     if not config_file.is_file():
         return
-    config = json.loads(config_file.read_text(encoding="utf-8"))
+    config = read_json_object(config_file)
     kept = {key: value for key, value in config.items() if key != "auto_map"}
     if family.startswith("sentencepiece") and kept.get("add_prefix_space") is True:
         del kept["add_prefix_space"]

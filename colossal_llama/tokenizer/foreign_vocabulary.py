@@ -1,12 +1,12 @@
 """The pieces of another tokenizer's vocabulary, as candidates."""
 
-import json
 import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import read_json_object
 from colossal_llama.tokenizer.bytelevel import is_byte_level, is_whole_text, unspell
 from colossal_llama.tokenizer.pieces import SPACE_MARK
 from colossal_llama.tokenizer.sentencepiece import NORMAL
@@ -57,15 +57,15 @@ def _model_pieces(path: Path, flag: str, dropped: Counter[str]) -> list[str]:
 
 
 def _json_pieces(path: Path, flag: str, dropped: Counter[str]) -> list[str]:
+    content = read_json_object(path, f"{flag} {path}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
         vocabulary = _tokens_by_id(content["model"])
         special = {added["content"] for added in content.get("added_tokens") or []}
+        byte_level = is_byte_level(content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{flag} {path}: not a tokenizer.json ({type(error).__name__}: {error})") from error
     if content["model"].get("type") not in _TYPES:
         raise UserError(f"{flag} {path}: a {content['model'].get('type')} vocabulary; expected {' or '.join(_TYPES)}")
-    byte_level = is_byte_level(content)
     pieces = []
     for token in vocabulary:
         if token in special or not token or _BYTE_PIECE.fullmatch(token):

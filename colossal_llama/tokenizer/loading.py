@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from colossal_llama.errors import UserError
+from colossal_llama.json_files import check_json_objects, read_json_object
+from colossal_llama.json_records import json_type
 from colossal_llama.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -30,7 +32,8 @@ def check_tokenizer_folder(path: Path, flag: str) -> None:
     """Refuse what cannot be a tokenizer folder before any library is asked.
 
     Raises:
-        UserError: ``path`` is missing, is no folder, or holds none of :data:`TOKENIZER_FILES`.
+        UserError: ``path`` is missing, is no folder, holds none of :data:`TOKENIZER_FILES`, or one of its
+            :data:`SETTINGS_FILES` is damaged.
     """
     if not path.exists():
         raise UserError(f"{flag} {path}: no such folder; give a local Hugging Face tokenizer folder")
@@ -38,6 +41,15 @@ def check_tokenizer_folder(path: Path, flag: str) -> None:
         raise UserError(f"{flag} {path}: is a file; give the folder that holds the tokenizer's files")
     if not any((path / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{flag} {path}: no tokenizer here; expected one of {', '.join(TOKENIZER_FILES)}")
+    check_json_objects(path, [name for name in SETTINGS_FILES if name.endswith(".json")])
+    _check_length(path / "tokenizer_config.json")
+
+
+def _check_length(path: Path) -> None:
+    """transformers compares it with numbers of tokens only when a long text comes."""
+    length = read_json_object(path).get("model_max_length", 0) if path.is_file() else 0
+    if length is not None and (not isinstance(length, (int, float)) or isinstance(length, bool)):
+        raise UserError(f"{path}: model_max_length must be a number, found {json_type(length)}")
 
 
 def tokenizer_files(folder: Path, tokenizer: "PreTrainedTokenizerBase") -> list[Path]:
@@ -76,6 +88,15 @@ def load_tokenizer(path: str | Path, flag: str) -> "PreTrainedTokenizerBase":
             return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         except Exception as error:  # a broken file gives a dozen types, bare Exception among them
             raise UserError(f"{flag} {folder}: {explain_failure(folder, error)}") from error
+        except BaseException as error:
+            if not is_panic(error):
+                raise
+            raise UserError(f"{flag} {folder}: tokenizer.json cannot be read ({error}); copy it again") from error
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library in Rust gave up over something that it did not expect, which is no ``Exception`` to Python."""
+    return type(error).__name__ == "PanicException"
 
 
 def load_slow_tokenizer(folder: Path) -> "PreTrainedTokenizerBase | None":

@@ -1,7 +1,6 @@
 """Which pieces would save a tokenizer most tokens: candidates from text or other vocabularies, ranked by use."""
 
 import json
-import os
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from colossal_llama.atomic import atomic_file
 from colossal_llama.tokenizer.candidates import METHODS, CandidateSettings
 from colossal_llama.tokenizer.compression import use_widened
 from colossal_llama.tokenizer.pieces import CONTROL_CHARACTER, DUPLICATE, SPACE_MARK
@@ -134,13 +134,7 @@ def fitting(candidates: Iterable[str], settings: CandidateSettings, dropped: Cou
 
 def write_pieces(path: Path, pieces: Iterable[MinedPiece]) -> None:
     """Write pieces as ``init_tokenizer.py`` reads them, one ``{"piece": "..."}`` a line; all or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with scratch.open("w", encoding="utf-8", newline="\n") as file:
-            for entry in pieces:
-                record = {"piece": entry.piece, "count": entry.count, "saved": entry.saved}
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        for entry in pieces:
+            record = {"piece": entry.piece, "count": entry.count, "saved": entry.saved}
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "colossal_llama"
 
 LAYERS = (
-    {"constants", "errors", "registry", "quiet", "atomic", "json_records", "html_page", "tables"},
+    {"constants", "errors", "registry", "quiet", "atomic", "json_records", "json_files", "html_page", "tables"},
     {"config", "distributed", "schedule", "state"},
     {"checkpoint", "data", "metrics", "model", "optim", "plugins", "tokenizer"},
     {"trainer", "evaluation", "generation", "planning"},
@@ -21,7 +21,10 @@ LAYERS = (
     {"commands"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-SIDEWAYS = {("registry", "errors"), ("atomic", "errors"), ("json_records", "errors"), ("data", "tokenizer")}
+SIDEWAYS = {
+    *(("registry", "errors"), ("atomic", "errors"), ("json_records", "errors"), ("data", "tokenizer")),
+    *(("json_files", "errors"), ("json_files", "json_records")),
+}
 """The imports inside one layer that are allowed."""
 
 MAY_USE_COLOSSALAI = {"distributed", "plugins", "optim", "checkpoint"}

@@ -186,7 +186,7 @@ def test_damaged_folders(arrow: Path) -> None:
     with pytest.raises(UserError, match="format version 99"):
         PackedDataset([arrow])
     (arrow / "manifest.json").write_text("{", encoding="utf-8")
-    with pytest.raises(UserError, match="not a readable manifest"):
+    with pytest.raises(UserError, match="not valid JSON"):
         PackedDataset([arrow])
 
 

@@ -126,7 +126,7 @@ def test_every_flag_of_a_layout_is_named() -> None:
     ("flags", "message"),
     [
         (("--gpus", "0"), "--gpus must be at least 1"),
-        (("--output", f"{__file__}/plan.json"), f"{__file__}/plan.json: cannot be written"),
+        (("--output", f"{__file__}/plan.json"), f"--output: the folder {__file__}: is a file"),
         (("--efficiency", "2"), "--efficiency must lie above 0"),
         (("--gpu", "abacus"), "--gpu abacus: unknown; give --peak_tflops"),
         (("-c", "nothing"), "--model nothing: neither a known model"),

@@ -86,7 +86,7 @@ def test_a_fingerprint_tells_weights_apart_but_not_copies(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=f"--pretrained {others[0]}: not the weights that the adapters in {adapter}"):
         check_base(adapter, others[0], "--pretrained")
     (adapter / "base_model.json").write_text(json.dumps({}))
-    with pytest.raises(UserError, match=r"base_model\.json: damaged"):
+    with pytest.raises(UserError, match=r"base_model\.json: has no fingerprint"):
         check_base(adapter, others[0], "--pretrained")
 
 

@@ -204,7 +204,7 @@ def test_another_models_pieces_are_read_in_both_spellings(
     ("name", "content", "message"),
     [
         ("a.model", b"\x00garbage", "not a SentencePiece model"),
-        ("a.json", b"[1]", "not a tokenizer.json"),
+        ("a.json", b"[1]", "expected a JSON object"),
         ("a.json", b'{"model": {"type": "WordPiece", "vocab": {"a": 0}}}', "a WordPiece vocabulary"),
         ("a.model", b"", "holds no text"),
     ],

@@ -156,7 +156,7 @@ def test_markers_read_back_and_damaged_ones_are_refused(tmp_path: Path) -> None:
     write_marker(marker, tmp_path / "new")
     assert read_marker(tmp_path / "new") == marker
     (tmp_path / "new" / "stage.json").write_text("{")
-    with pytest.raises(UserError, match=r"stage\.json: damaged"):
+    with pytest.raises(UserError, match=r"stage\.json: not valid JSON"):
         read_marker(tmp_path / "new")
 
 

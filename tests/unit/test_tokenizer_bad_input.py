@@ -108,7 +108,7 @@ def name_class(name: str, auto_map: bool) -> Callable[[Path], None]:
         (lambda folder: (folder / "tokenizer.model").unlink(), "no tokenizer here"),
         (lambda folder: (folder / "tokenizer_config.json").unlink(), "has no tokenizer_config.json"),
         (cut("tokenizer.model"), "tokenizer.model is truncated or not a SentencePiece model"),
-        (cut("tokenizer_config.json"), "cannot be read"),
+        (cut("tokenizer_config.json"), "not valid JSON"),
         (lambda folder: (folder / "tokenizer.model").write_bytes(b"not a model"), "not a SentencePiece model"),
         (lambda folder: (folder / "tokenizer.model").write_bytes(b""), "not a SentencePiece model"),
         (
