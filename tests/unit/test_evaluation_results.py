@@ -56,7 +56,13 @@ def test_any_byte_of_a_model_changes_its_fingerprint(tmp_path: Path) -> None:
     (base / "model.safetensors").write_bytes(bytes(1000))
     (base / "notes.md").write_text("about the model")
     (base / "config.json").write_text("{}")
-    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    import torch
+    from safetensors.torch import save_file
+
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(base)})
+    )
+    save_file({"lora_A.weight": torch.zeros(2)}, str(adapter / "adapter_model.safetensors"))
     before = model_fingerprint(base), model_fingerprint(adapter)
     (base / "notes.md").write_text("more about the model")
     assert (model_fingerprint(base), model_fingerprint(adapter)) == before
