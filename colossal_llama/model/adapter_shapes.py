@@ -8,9 +8,11 @@ from typing import Any
 
 from colossal_llama.constants import ADAPTER_CONFIG_FILE
 from colossal_llama.errors import UserError
+from colossal_llama.model.adapters import adapter_weights
+from colossal_llama.model.model_folder import load_pickle
+from colossal_llama.model.stored_tensors import read_header
 
 _PREFIX = "base_model.model."
-_WEIGHT_FILES = ("adapter_model.safetensors", "adapter_model.bin")
 
 
 def make_room(model: Any, adapter: Path, flag: str) -> None:
@@ -25,7 +27,7 @@ def make_room(model: Any, adapter: Path, flag: str) -> None:
         UserError: there are no weights, a layer is missing or of another shape in the base model, or wider embeddings
             are not there as a whole.
     """
-    shapes = _read_shapes(adapter, flag)
+    shapes = _read_shapes(adapter)
     embeddings = _embedding_names(model)
     rows = {name: shapes[name][0] for name in embeddings if name in shapes}
     base_rows = model.get_input_embeddings().weight.shape[0]
@@ -36,29 +38,14 @@ def make_room(model: Any, adapter: Path, flag: str) -> None:
         _check_layer(model, name, shape, f"{flag} {adapter}")
 
 
-def _read_shapes(adapter: Path, flag: str) -> dict[str, tuple[int, ...]]:
+def _read_shapes(adapter: Path) -> dict[str, tuple[int, ...]]:
     """Shapes by the names of the base model's parameters, with peft's endings for factors."""
-    file = next((adapter / name for name in _WEIGHT_FILES if (adapter / name).is_file()), None)
-    if file is None:
-        raise UserError(f"{flag} {adapter}: no {_WEIGHT_FILES[0]} here; copy the adapters again")
-    try:
-        shapes = _shapes_of(file)
-    except Exception as error:  # SafetensorError, UnpicklingError and more, by what is broken
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{file}: cannot be read ({reason}); copy the adapters again") from error
-    return {name.removeprefix(_PREFIX).replace(".modules_to_save.", "."): shape for name, shape in shapes.items()}
-
-
-def _shapes_of(file: Path) -> dict[str, tuple[int, ...]]:
+    file = adapter_weights(adapter)
     if file.suffix == ".safetensors":
-        from safetensors import safe_open
-
-        with safe_open(file, framework="pt") as tensors:
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
-    import torch
-
-    state = torch.load(str(file), map_location="meta", weights_only=True)
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+        shapes = {one.name: one.shape for one in read_header(file)[0]}
+    else:
+        shapes = {name: tuple(tensor.shape) for name, tensor in load_pickle(file, "meta").items()}
+    return {name.removeprefix(_PREFIX).replace(".modules_to_save.", "."): shape for name, shape in shapes.items()}
 
 
 def _embedding_names(model: Any) -> list[str]:

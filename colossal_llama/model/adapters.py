@@ -24,11 +24,21 @@ def check_adapter(adapter: Path) -> None:
     if not isinstance(config.get("peft_type"), str):
         raise UserError(f"{adapter / ADAPTER_CONFIG_FILE}: has no peft_type; expected peft's configuration of adapters")
     check_json_objects(adapter, ("generation_config.json",))
+    weights = adapter_weights(adapter)
+    if weights.suffix == ".safetensors":
+        read_header(weights)
+
+
+def adapter_weights(adapter: Path) -> Path:
+    """The file that holds a folder's adapters, of which peft takes safetensors first.
+
+    Raises:
+        UserError: there is none.
+    """
     weights = next((adapter / name for name in ADAPTER_WEIGHTS if (adapter / name).is_file()), None)
     if weights is None:
         raise UserError(f"{adapter}: holds no {ADAPTER_WEIGHTS[0]}; copy the adapters again")
-    if weights.suffix == ".safetensors":
-        read_header(weights)
+    return weights
 
 
 def find_base(adapter: Path, flag: str, base_model_path: str | None) -> Path:

@@ -165,8 +165,11 @@ def _cut(base: Path, adapter: Path) -> None:
         (_other_shape, "the base model has no layer model.layers.0"),
         (_other_size, "made for a base model of another shape (model.layers.0.mlp.up_proj: 128 instead of 96)"),
         (_unknown_setting, "the adapter does not fit the model"),
-        (_cut, "cannot be read"),
-        (lambda base, adapter: (adapter / "adapter_model.safetensors").unlink(), "no adapter_model.safetensors here"),
+        (_cut, "adapter_model.safetensors: is truncated or not a safetensors file"),
+        (
+            lambda base, adapter: (adapter / "adapter_model.safetensors").unlink(),
+            "holds no adapter_model.safetensors",
+        ),
     ],
 )
 def test_adapters_that_do_not_fit(

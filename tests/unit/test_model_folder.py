@@ -94,7 +94,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "adapters of a damaged configuration": (
         lambda folder: [add_adapter(folder), (folder / "adapter_config.json").write_text("{")],
-        "so transformers opens another model",
+        "adapter_config.json: not valid JSON",
     ),
     "adapters alone": (
         lambda folder: [add_adapter(folder), (folder / WEIGHTS).unlink()],

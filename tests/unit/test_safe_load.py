@@ -8,12 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 
 from colossal_llama.checkpoint.rng import load_rng, save_rng
 from colossal_llama.checkpoint.safe_load import load_safely
+from colossal_llama.data.dataset import load_table
+from colossal_llama.data.readers import read_records
 from colossal_llama.errors import UserError
+from colossal_llama.generation.prompts import render_chat
 from colossal_llama.model.lora import merge_adapter
 from colossal_llama.model.pretrained import describe_repairs, load_causal_lm
 from colossal_llama.tokenizer.loading import load_tokenizer
@@ -115,7 +120,7 @@ def test_pickled_adapters_run_nothing(tmp_path: Path, base: Path) -> None:
     settings = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "base_model_name_or_path": str(base)}
     (adapter / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
     torch.save({"a": RunsCode(tmp_path / "mark")}, adapter / "adapter_model.bin")
-    with pytest.raises(UserError, match="--adapter_path"):
+    with pytest.raises(UserError, match=r"adapter_model\.bin: is truncated or not a file of weights"):
         merge_adapter(load_causal_lm(base, "--base_model_path"), adapter, "--adapter_path")
     assert not (tmp_path / "mark").exists()
 
@@ -141,4 +146,47 @@ def test_python_beside_a_model_is_not_run(tmp_path: Path, base: Path, monkeypatc
     for read in (load_causal_lm, describe_repairs, load_tokenizer):
         with pytest.raises(UserError):
             read(folder, "--pretrained")
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_type_that_is_a_pickle_runs_nothing(tmp_path: Path) -> None:
+    """pyarrow before 14.0.1 unpickled such types when it read a schema (CVE-2023-47248)."""
+    extension = {
+        b"ARROW:extension:name": b"arrow.py_extension_type",
+        b"ARROW:extension:metadata": pickle.dumps(RunsCode(tmp_path / "mark")),
+    }
+    kind = pa.list_(pa.int32())
+    schema = pa.schema([pa.field(name, kind, metadata=extension) for name in ("input_ids", "labels")])
+    table = pa.table([pa.array([[1, 2, 3]], kind)] * 2, schema=schema)
+    part = tmp_path / "part-00000"
+    part.mkdir()
+    with pa.OSFile(str(part / "data-00000-of-00001.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as out:
+        out.write_table(table)
+    state = {"_data_files": [{"filename": "data-00000-of-00001.arrow"}], "_fingerprint": "0", "_split": None}
+    state |= {"_format_columns": None, "_format_kwargs": {}, "_format_type": None, "_output_all_columns": False}
+    (part / "state.json").write_text(json.dumps(state), encoding="utf-8")
+    (part / "dataset_info.json").write_text("{}", encoding="utf-8")
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    for path in (tmp_path / "rows.parquet", part):
+        assert [record.value["labels"] for record in read_records(path)] == [[1, 2, 3]]
+    assert load_table(part, "--dataset").num_rows == 1
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ cycler.__init__.__globals__.os.mkdir('mark') }}",
+        "{% set _ = messages.append(1) %}{{ messages }}",
+    ],
+)
+def test_a_chat_template_cannot_leave_its_sandbox(
+    template: str, tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tokenizer = load_tokenizer(base, "--model_path")
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match="chat template"):
+        render_chat(tokenizer, [{"role": "user", "content": "hello"}])
     assert not (tmp_path / "mark").exists()
