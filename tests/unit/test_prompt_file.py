@@ -137,7 +137,7 @@ def test_files_that_will_not_do(model_dir: Path, tmp_path: Path, capsys: pytest.
     assert {entry: entry.read_bytes() for entry in tmp_path.iterdir()} == before
     blocked = tmp_path / "empty.txt" / "out.jsonl"
     assert run(model_dir, "--input_file", str(good), "--output_file", str(blocked)) == 2
-    refused = f"error: --output_file: the folder {blocked.parent}: {blocked.parent} is a file; give another folder\n"
+    refused = f"error: --output_file: the folder {blocked.parent}: is a file; give another folder\n"
     assert capsys.readouterr().err == refused  # and no prompt was answered in vain
     assert run(model_dir, "--input_file", str(good), "--output_file", str(tmp_path), "--overwrite") == 2
     assert capsys.readouterr().err == f"error: --output_file {tmp_path}: is a folder; give a file\n"
