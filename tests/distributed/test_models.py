@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.distributed.test_plugins import flags
 from tests.helpers.launching import run_training
@@ -64,18 +66,20 @@ def test_what_does_not_train_is_refused(tmp_path, prepared, rows):
     ],
     ids=["heads", "key-value-heads", "vocabulary", "layers", "architecture", "remote-code"],
 )
-def test_layouts_are_refused_before_weights_are_read(changes, layout, message, tmp_path, tiny_model, rows):
-    """The folder has no weights: a run that came as far as loading would complain of that."""
+def test_layouts_are_refused_before_the_model_is_loaded(changes, layout, message, tmp_path, tiny_model, rows):
     folder = tmp_path / "model"
     folder.mkdir()
     for file in tiny_model.iterdir():
         if "safetensors" not in file.name:
             (folder / file.name).write_bytes(file.read_bytes())
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps(config | changes), encoding="utf-8")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8")) | changes
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    if config["model_type"] in CONFIG_MAPPING:
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(str(folder))).save_pretrained(str(folder))
     outputs = ("--save_dir", str(tmp_path / "out"), "--config_file", str(tmp_path / "config.json"))
     failed = run_training(flags(folder, rows, "--mixed_precision", "fp32", *LAYOUTS[layout], *outputs))
     assert failed.returncode != 0
     assert failed.stderr.count("error:") == 1, failed.stderr
     assert message in failed.stderr
+    assert "steps of" not in failed.stdout  # said when all is checked, before the weights are read
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
