@@ -17,7 +17,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -400,6 +400,7 @@ class CheckpointManager:
         from colossal_llama.checkpoint.file_writer import FileWriter
 
         scratch = self._save_dir / REHEARSAL
+        made = [folder for folder in (self._save_dir, *self._save_dir.parents) if not folder.exists()]
         writer = FileWriter(scratch)
         try:
             with self._explaining("a checkpoint", scratch):
@@ -408,8 +409,12 @@ class CheckpointManager:
         except ValueError as error:
             reason = " ".join(str(error).split())
             raise UserError(f"--save_dir {self._save_dir}: the model could not be saved there ({reason})") from error
-        if self._rank == 0:
-            shutil.rmtree(scratch, ignore_errors=True)
+        finally:
+            if self._rank == 0:
+                shutil.rmtree(scratch, ignore_errors=True)
+                for folder in made:
+                    with suppress(OSError):  # someone else has put something there
+                        folder.rmdir()
 
     def _run_phases(
         self, phases: Sequence[Callable[[Path, FileWriter], None]], scratch: Path, writer: FileWriter

@@ -220,7 +220,8 @@ def test_every_flag_in_the_documents_exists() -> None:
     launcher |= {"--nnodes", "--node_rank", "--master_addr"}
     slurm = {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--time", "--signal", "--requeue"}
     tools = slurm | {"--check", "--fix", "--no-deps", "--standalone"}
-    benchmarks = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "benchmarks").glob("*.py"))
+    programs = [*(ROOT / "benchmarks").glob("*.py"), ROOT / "tests" / "helpers" / "fault_table.py"]
+    benchmarks = "".join(path.read_text(encoding="utf-8") for path in programs)
     tools |= set(re.findall(r'add_argument\(\s*"(--[a-z][\w-]*)"', benchmarks))
     for name in (*ROOT.glob("README*.md"), *(ROOT / "docs").glob("*.md")):
         found = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", name.read_text(encoding="utf-8")))
