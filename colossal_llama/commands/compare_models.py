@@ -43,10 +43,10 @@ def compare_models(config: CompareConfig) -> None:
     from colossal_llama.json_records import describe_not_finite
 
     models = named_models(config.models)
-    for model in models:
-        check_for_generation(model.folder, "models")
     results = read_results(config.results)
     refuse_unwritable(Path(config.output_dir), "--output_dir")
+    for model in models:
+        check_for_generation(model.folder, "models")
     comparison = _measure(config, models, _plan(config), results)
     folder = Path(config.output_dir)
     write_json(folder / "comparison.json", comparison.as_json())

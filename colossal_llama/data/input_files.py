@@ -3,6 +3,7 @@
 import glob
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,11 @@ _TEXTS = (JSONL, JSON, TXT)
 
 _STATE_FILE = "state.json"
 _DATASET_FILES = (_STATE_FILE, "dataset_info.json")
-"""What marks a folder of ``datasets.Dataset.save_to_disk``, beside its arrow files."""
+_DATASET_PARTS = "data-*-of-*.arrow"
+"""What marks a folder of ``datasets.Dataset.save_to_disk``."""
+
+_MAP_CACHE = re.compile(r"cache-[0-9a-f]{16}(_\d+_of_\d+)?\.arrow")
+"""What ``Dataset.map`` keeps beside the files that it read."""
 
 _DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
 _DOCUMENTATION = ("readme", "license", "licence", "notice", "copying", "changelog", "requirements")
@@ -247,6 +252,8 @@ class _Search:
             return "an unfinished download or a scratch file"
         if name in _DESCRIPTIONS:
             return "describes a dataset"
+        if _MAP_CACHE.fullmatch(name):
+            return "a cache of the library datasets"
         if file is None:
             return "unknown ending"
         if path.exists() and not path.is_file():
@@ -268,7 +275,10 @@ class _Search:
 
 
 def _is_saved_dataset(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in _DATASET_FILES)
+    """Whether it is one, perhaps with a damaged or lost ``state.json``, which reading then names."""
+    if not (folder / "dataset_info.json").is_file():
+        return False
+    return os.path.lexists(folder / _STATE_FILE) or any(folder.glob(_DATASET_PARTS))
 
 
 def _is_prepared(folder: Path) -> bool:

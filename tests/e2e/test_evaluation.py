@@ -368,7 +368,8 @@ def test_an_output_folder_that_cannot_be_is_refused_before_a_model_is_loaded(
     for output in (file, file / "below"):
         for main, models in ((evaluate.main, [str(tmp_path)]), (compare_models.main, [str(tmp_path), f"b={tmp_path}"])):
             line = refusal(main, [*models, *held_out, str(output)], capsys)
-            assert line == f"error: --output_dir {output}: {file} is a file; give another folder"
+            what = "is a file" if output == file else f"{file} is a file"
+            assert line == f"error: --output_dir {output}: {what}; give another folder"
     long = tmp_path / ("a" * 300)
     assert "File name too long" in refusal(evaluate.main, [str(tmp_path), *held_out, str(long)], capsys)
     assert file.read_text() == "mine"
@@ -498,7 +499,7 @@ def test_results_of_another_model_are_refused(
         (["BASE", "nowhere"], "models nowhere: no such folder"),
         (["a=BASE", "a=NEW"], "two models are called 'a'"),
         (["BASE", "NEW", "--prompts", "missing.txt"], "--prompts missing.txt: no such file"),
-        (["BASE", "NEW", "--results", "missing.json"], "--results missing.json: no results"),
+        (["BASE", "NEW", "--results", "missing.json"], "--results missing.json: no such file"),
         (
             ["BASE", "NEW", "--prompt_format", "sft", "--prompts", "a"],
             "--prompt_format sft: the model base has no chat",
