@@ -100,12 +100,13 @@ def run_command(body: Callable[[], None], memory_advice: str | None = None) -> i
         memory_advice: what to do when memory is exhausted; None leaves such an error as it is.
 
     Returns:
-        The process's exit code: 0, 2 after a :class:`UserError`, 75 after :class:`PreemptedError`, 1 when memory is
-        exhausted, or 141 when nobody reads the output any more.
+        The process's exit code: 0, 2 after a :class:`UserError` or an error of the file system, 75 after
+        :class:`PreemptedError`, 1 when memory is exhausted, or 141 when nobody reads the output any more.
     """
     if getattr(sys.stdout, "errors", None) == "strict":
         # A terminal that is not UTF-8 would end the command at the first character that it does not have.
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    code = 0
     try:
         try:
             code = _run(body, memory_advice)
@@ -116,6 +117,13 @@ def run_command(body: Callable[[], None], memory_advice: str | None = None) -> i
         if not _silence_unread():
             raise
         return UNREAD_EXIT_CODE
+    except OSError as error:
+        if error.errno not in FULL or sys.stdout is None:
+            raise
+        _send_nowhere(sys.stdout)
+        if code == 0:  # otherwise the reason was said when the work met it
+            _report(f"the standard output cannot be written ({explain_os_error(error)})")
+        return USER_ERROR_EXIT_CODE
     return code
 
 
@@ -167,10 +175,14 @@ def _silence_unread() -> bool:
     """
     unread = [stream for stream in (sys.stdout, sys.stderr) if stream is not None and _is_unread(stream)]
     for stream in unread:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, stream.fileno())
-        os.close(nowhere)
+        _send_nowhere(stream)
     return bool(unread)
+
+
+def _send_nowhere(stream: TextIO) -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _is_unread(stream: TextIO) -> bool:

@@ -68,3 +68,23 @@ def test_errors_that_nobody_reads() -> None:
     code, errors = run_unread("scripts/plan.py", "--nonsense")
     assert code == 2
     assert errors.startswith("error: ")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+def test_a_full_disk_under_the_output_is_one_line(places: Path) -> None:
+    report = ("--tokenizers", str(places / "tokenizer"), "--text_files", str(places / "a.jsonl"))
+    for command in (("scripts/plan.py",), ("scripts/tokenizer_report.py", *report)):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, *command],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                text=True,
+                cwd=ROOT,
+            )
+        assert done.returncode == 2
+        [line] = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert "No space left on device" in line
+        assert "Traceback" not in done.stderr
+        assert "Exception ignored" not in done.stderr
