@@ -44,9 +44,6 @@ def build_manifest(
     """
     settings, template = job.settings, job.template
     counts, dropped = sum(corpus.counts, Counter()), sum(corpus.dropped, Counter())
-    unread: Counter[str] = Counter()
-    for own in corpus.unread:
-        count_names(unread, own)
     tokens_dropped = _tokens_dropped(dealt, [*parts, *([validation] if validation else [])], corpus.left_out_tokens)
     other = {name: value for name, value in asdict(settings).items() if name not in ("max_length", "bins", "seed")}
     return Manifest(
@@ -70,12 +67,7 @@ def build_manifest(
         dropped_turns=counts["dropped_turns"],
         dropped_turn_tokens=counts["dropped_turn_tokens"],
         trailing_human=counts["trailing_human"],
-        inputs=[
-            InputInfo(spec, len(group), own["records"], dict(sorted(lost.items())), dict(sorted(others.items())))
-            for spec, group, own, lost, others in zip(
-                job.inputs, found.groups, corpus.counts, corpus.dropped, corpus.unread, strict=True
-            )
-        ],
+        inputs=_inputs(job, found, corpus),
         sub_datasets=_sub_datasets(corpus, allotment),
         parts=parts,
         validation=validation,
@@ -83,10 +75,26 @@ def build_manifest(
         chat_template=None if template is None else ChatFormat(template.name, template.jinja()),
         turns_without_loss=counts["turns_without_loss"],
         tokens_without_loss=counts["tokens_without_loss"],
-        fields_not_read=dict(sorted(unread.items())),
+        fields_not_read=_fields_not_read(corpus),
         files_not_read=dict(islice(found.not_read.items(), MOST_FILES_NOT_READ)),
         number_not_read=len(found.not_read),
     )
+
+
+def _inputs(job: PrepareJob, found: FoundFiles, corpus: Corpus) -> list[InputInfo]:
+    columns = (job.inputs, found.groups, corpus.counts, corpus.dropped, corpus.unread)
+    return [
+        InputInfo(spec, len(group), own["records"], dict(sorted(lost.items())), dict(sorted(others.items())))
+        for spec, group, own, lost, others in zip(*columns, strict=True)
+    ]
+
+
+def _fields_not_read(corpus: Corpus) -> dict[str, int]:
+    """Records with fields that are not read, by the fields' names, of all inputs."""
+    unread: Counter[str] = Counter()
+    for own in corpus.unread:
+        count_names(unread, own)
+    return dict(sorted(unread.items()))
 
 
 def _tokens_dropped(dealt: DealtTokens, written: list[PartInfo], duplicate_tokens: int) -> dict[str, int]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from colossal_llama.data.formats.field_use import count_names
 from colossal_llama.data.readers import Reject
-from colossal_llama.data.shard_files import NOT_FIRST, DocumentColumns, read_index
+from colossal_llama.data.shard_files import NOT_FIRST, DocumentColumns, ShardIndex, read_index
 
 
 @dataclass(slots=True)
@@ -126,11 +126,7 @@ def load_corpus(
     for number in range(shards):
         index = read_index(folder, number)
         columns = index.columns
-        for own, found in ((counts, index.counts), (dropped, index.dropped)):
-            for owner, counter in found.items():
-                own[owner].update(counter)
-        for owner, counter in index.unread.items():
-            count_names(unread[owner], counter)
+        _add_counts(index, counts, dropped, unread)
         for reject in index.rejects:
             first_reject = first_reject or reject
             note_reject(reject)
@@ -162,6 +158,17 @@ def load_corpus(
         first_reject=first_reject,
     )
     return corpus, members
+
+
+def _add_counts(
+    index: ShardIndex, counts: list[Counter[str]], dropped: list[Counter[str]], unread: list[Counter[str]]
+) -> None:
+    """Add the counters of a shard to those of the inputs."""
+    for own, found in ((counts, index.counts), (dropped, index.dropped)):
+        for owner, counter in found.items():
+            own[owner].update(counter)
+    for owner, counter in index.unread.items():
+        count_names(unread[owner], counter)
 
 
 def _category_codes(columns: DocumentColumns, categories: dict[str, int]) -> np.ndarray:
