@@ -32,7 +32,9 @@ def measure_own_loop(config: BenchmarkConfig, model_config: dict[str, Any], env:
     from colossal_llama.plugins import PLUGINS
 
     train_config = config.train_config()
-    inputs = train.Inputs(model_config=model_config, weights=Path(os.devnull), adapter=None, resume_from=None)
+    inputs = train.Inputs(
+        model_config=model_config, weights=Path(os.devnull), weights_flag="--model", adapter=None, resume_from=None
+    )
     spec = PLUGINS.get(config.plugin)
     clock = PhaseClock(device_synchronizer(env.device))
     recorder = StepRecorder(clock)

@@ -21,7 +21,7 @@ from colossal_llama.commands.train_update import (
     check_control_rows,
     check_new_rows,
     freeze_old_rows,
-    inspect_start,
+    manifests_of,
     update_settings,
 )
 from colossal_llama.config.cli import parse_config
@@ -60,6 +60,7 @@ class Inputs:
     Attributes:
         model_config: ``config.json`` of ``--pretrained``.
         weights: folder that the weights come from.
+        weights_flag: the flag that named it.
         adapter: folder of LoRA adapters to go on from, or None.
         resume_from: checkpoint to resume, or None.
         note: what to tell about the weights, or None.
@@ -67,6 +68,7 @@ class Inputs:
 
     model_config: dict[str, Any]
     weights: Path
+    weights_flag: str
     adapter: Path | None
     resume_from: Path | None
     note: str | None = None
@@ -169,6 +171,7 @@ def check_inputs(config: TrainConfig, point: ResumePoint) -> Inputs:
     from colossal_llama.model.adapters import check_adapter
     from colossal_llama.model.base_fingerprint import check_base
     from colossal_llama.model.model_folder import is_adapter_folder, read_model_config
+    from colossal_llama.model.pretrained import inspect_model
 
     pretrained = Path(config.pretrained)
     model_config = read_model_config(pretrained, "--pretrained")
@@ -192,8 +195,9 @@ def check_inputs(config: TrainConfig, point: ResumePoint) -> Inputs:
 
         held_out_paths(config.eval_dataset, config.dataset)
     weights = point.weights if adapter is None else pretrained
-    note = inspect_start(weights, pretrained)
-    return Inputs(model_config, weights, adapter, resume_from=point.folder, note=note)
+    flag = "--pretrained" if weights == pretrained else "--load_checkpoint"
+    note = inspect_model(weights, flag)
+    return Inputs(model_config, weights, flag, adapter, resume_from=point.folder, note=note)
 
 
 def check_same_model(expected: dict[str, Any], found: dict[str, Any], folder: Path) -> None:
@@ -375,7 +379,7 @@ def use_document_mask(config: TrainConfig, rows: Any, env: DistEnv) -> bool:
     """
     from colossal_llama.data.manifest import SFT
 
-    kinds = {manifest.kind for manifest in getattr(rows, "manifests", []) if manifest is not None}
+    kinds = {manifest.kind for manifest in manifests_of(rows)}
     if config.document_mask == "off" or (config.document_mask == "auto" and SFT not in kinds):
         return False
     if config.document_mask == "auto" and not rows.has_seq_lengths:
@@ -425,8 +429,7 @@ def answer_end_of(tokenizer: Any, rows: Any) -> int | None:
     """
     from colossal_llama.data.exported_template import adopt_chat_template
 
-    manifests = [manifest for manifest in getattr(rows, "manifests", []) if manifest is not None]
-    return adopt_chat_template(tokenizer, [manifest.chat_template for manifest in manifests])
+    return adopt_chat_template(tokenizer, [manifest.chat_template for manifest in manifests_of(rows)])
 
 
 def announce(setting: Setting) -> None:
@@ -486,11 +489,11 @@ def build_model(setting: Setting) -> Any:
 
     config, options, spec = setting.config, setting.options, setting.spec
     attention = attention_for(spec, options, setting.inputs.model_config["model_type"])
-    flag = "--pretrained" if setting.inputs.weights == Path(config.pretrained) else "--load_checkpoint"
-    for repair in describe_repairs(setting.inputs.weights, flag):
+    weights, flag = setting.inputs.weights, setting.inputs.weights_flag
+    for repair in describe_repairs(weights, flag):
         setting.env.say(f"so that the model can be saved: {repair}")
     model = load_model(
-        setting.inputs.weights,
+        weights,
         flag,
         "fp32" if spec.keeps_fp32_weights else config.mixed_precision,
         attention,

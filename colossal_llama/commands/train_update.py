@@ -14,6 +14,7 @@ from colossal_llama.errors import UserError
 if TYPE_CHECKING:
     from colossal_llama.checkpoint.optimizer_state import OptimizerStore
     from colossal_llama.commands.train import Setting
+    from colossal_llama.data.manifest import Manifest
 
 UPDATE_FLAGS = (
     "optimizer", "decay_norms_and_biases", "galore_rank", "galore_update_interval", "galore_scale", "lora_alpha",
@@ -45,20 +46,6 @@ def build_fingerprint_writer(setting: Setting) -> Callable[[Path], None]:
 
     has_adapters = setting.config.lora_rank > 0 and setting.env.is_main
     return partial(write_fingerprint, weights_fingerprint(setting.inputs.weights) if has_adapters else None)
-
-
-def inspect_start(weights: Path, pretrained: Path) -> str | None:
-    """Look at the files of the weights that a run starts from.
-
-    Returns:
-        What to tell about them, or None.
-
-    Raises:
-        UserError: transformers would open something else, or not exactly what is stored, or the model is quantised.
-    """
-    from colossal_llama.model.pretrained import inspect_model
-
-    return inspect_model(weights, "--pretrained" if weights == pretrained else "--load_checkpoint")
 
 
 def check_new_rows(config: TrainConfig, model_config: dict[str, Any]) -> None:
@@ -115,12 +102,16 @@ def frozen_embeddings(config: TrainConfig, model: Any) -> dict[str, int | None]:
     return {} if rows is None else {"input": rows, "output": rows}
 
 
+def manifests_of(rows: Any) -> list[Manifest]:
+    """The manifests of the parts of ``rows``; parts of other programs, and made-up rows, have none."""
+    return [manifest for manifest in getattr(rows, "manifests", []) if manifest is not None]
+
+
 def control_tokens_of(tokenizer: Any, rows: Any) -> tuple[dict[str, int], set[str]]:
     """The control tokens that prepared rows hold, with their ids, and those that end a text or an answer."""
     from colossal_llama.data.chat_templates import CHAT_TEMPLATES
 
-    formats = [manifest.chat_template for manifest in getattr(rows, "manifests", []) if manifest is not None]
-    chat = next((one for one in formats if one is not None), None)
+    chat = next((one.chat_template for one in manifests_of(rows) if one.chat_template is not None), None)
     if chat is None:
         ends = [tokenizer.eos_token] if tokenizer.eos_token_id is not None else []
         tokens = [*ends, *([tokenizer.bos_token] if tokenizer.bos_token_id is not None else [])]
